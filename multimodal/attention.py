@@ -1,0 +1,55 @@
+"""The one attention of Graft: encoders, adapters and resamplers all call `attend`.
+
+Legend: B batch, H query heads, G key/value heads (H is a multiple of G), T queries, S keys, K head dimension.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSK: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    row_valid: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention with grouped key/value heads (Llama 3 paper, section 3.2 / spec C1).
+
+    Args:
+        q_BHTK: queries; head h reads key/value head floor(h * G / H).
+        k_BGSK: keys.
+        v_BGSK: values.
+        mask: bool, broadcastable to [B, 1 or H, T, S]; True = may attend.
+        causal: query t sees no key after itself; with S > T the queries are the last T of the S positions.
+        row_valid: bool [B, T]. A query row that may attend to nothing must be False here: its output is exactly 0 and
+            it passes no gradient, whatever a kernel does with fully masked rows.
+
+    Returns:
+        [B, H, T, K] in the dtype of the values.
+
+    Raises:
+        ValueError: H is not a multiple of G.
+    """
+    heads, kv_heads, queries, keys = q_BHTK.shape[1], k_BGSK.shape[1], q_BHTK.shape[2], k_BGSK.shape[2]
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads; expected a multiple")
+    if keys == 0:
+        return torch.zeros_like(q_BHTK)
+    if causal and (mask is not None or queries != keys):
+        past = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - queries)
+        mask, causal = past if mask is None else mask & past, False
+    if row_valid is None:
+        return F.scaled_dot_product_attention(
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads
+        )
+    row_valid_B1T1 = row_valid[:, None, :, None]
+    if mask is not None:
+        mask = mask | ~row_valid_B1T1  # a row that sees nothing is computed over everything, then thrown away
+    out_BHTK = F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads
+    )
+    return torch.where(row_valid_B1T1, out_BHTK, 0.0)

@@ -1,0 +1,156 @@
+"""Text that teaches a small decoder to speak and to obey: prose, chat turns, and sentences to repeat.
+
+A frozen decoder can only follow what it already does. "Repeat after me" must therefore be in its own training, also in
+the forms in which a speech adapter will hand words over: every token held for several positions, with pauses between.
+"""
+
+import lzma
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from multimodal.data.packing import Document
+from multimodal.errors import UserError
+from multimodal.tokenizer import PAUSE, AnyTokenizer
+
+Draw = Callable[[random.Random], Document]
+REPEAT_PROMPT = "Repeat after me in English:"
+CHUNK_CHARACTERS = 2000
+HELD_OUT_EVERY = 50
+
+
+def read_texts(paths: Sequence[Path]) -> str:
+    """All text of the given `.txt` and `.txt.xz` files (a folder stands for the files in it), newlines normalised.
+
+    Raises:
+        UserError: a path is missing, holds no text file, or is not UTF-8.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(p for p in path.iterdir() if p.name.endswith((".txt", ".txt.xz"))) if path.is_dir() else [path]
+        if not found or not found[0].is_file():
+            raise UserError(f"{path}: no text found; expected a .txt or .txt.xz file, or a folder of them")
+        files += found
+    texts = []
+    for file in files:
+        try:
+            raw = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+            texts.append(raw.decode("utf-8"))
+        except (lzma.LZMAError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: not a UTF-8 text file ({error}); expected .txt or .txt.xz") from None
+    return "\n\n\n".join(texts).replace("\r\n", "\n")
+
+
+def split_prose(text: str) -> tuple[list[str], list[str]]:
+    """Cut text into chunks at paragraph ends; every fiftieth chunk is held out. Returns (train, held out)."""
+    chunks: list[str] = []
+    lines: list[str] = []
+    size = 0
+    for paragraph in text.split("\n\n"):
+        lines.append(re.sub(r"\s+", " ", paragraph).strip())
+        size += len(paragraph)
+        if size >= CHUNK_CHARACTERS:
+            chunks.append("\n".join(line for line in lines if line))
+            lines, size = [], 0
+    train = [c for i, c in enumerate(chunks) if i % HELD_OUT_EVERY]
+    return train, chunks[::HELD_OUT_EVERY]
+
+
+def sentences(chunks: Sequence[str], *, words: tuple[int, int] = (4, 20)) -> list[str]:
+    """Sentences of `words[0]` to `words[1]` words found in `chunks`, in order, without repetitions."""
+    found: dict[str, None] = {}
+    for chunk in chunks:
+        for sentence in re.split(r"(?<=[.!?])\s+", chunk.replace("\n", " ")):
+            if words[0] <= len(sentence.split()) <= words[1]:
+                found[sentence.strip()] = None
+    return list(found)
+
+
+def spoken_form(sentence: str) -> str:
+    """A sentence as speech recognition writes it: lower case, letters, digits and apostrophes alone."""
+    return " ".join(re.sub(r"[^a-z0-9' ]", " ", sentence.lower().replace("’", "'")).split())
+
+
+def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str | list[int]) -> Document:
+    """One user turn and one assistant turn; only the answer and its end-of-turn token count in the loss.
+
+    Either may be token ids, for what no text spells (random tokens, tokens held for several positions).
+    """
+    frame = [
+        tokenizer.convert_tokens_to_ids(t) for t in ("<|begin_of_text|>", "<|user|>", "<|assistant|>", "<|eot_id|>")
+    ]
+    begin, user_id, assistant_id, end = frame
+    question = tokenizer.encode(user, add_special_tokens=False) if isinstance(user, str) else user
+    answer = tokenizer.encode(assistant, add_special_tokens=False) if isinstance(assistant, str) else assistant
+    ids = [begin, user_id, *question, assistant_id, *answer, end]
+    return Document(ids, [False] * (len(question) + 3) + [True] * (len(answer) + 1))
+
+
+def stretch(ids: Sequence[int], rng: random.Random, *, pause_id: int, most: int = 3, gap: float = 0.2) -> list[int]:
+    """Hold each token for 1 to `most` positions and follow it by pauses with probability `gap`."""
+    out: list[int] = []
+    for token in ids:
+        out += [token] * rng.randint(1, most)
+        while rng.random() < gap:
+            out.append(pause_id)
+    return out
+
+
+def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int) -> Draw:
+    """Windows of at most `length` tokens from the chunks, all tokens counted."""
+    begin = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
+    encoded = [ids for ids in tokenizer(list(chunks), add_special_tokens=False)["input_ids"] if len(ids) > 8]
+
+    def draw(rng: random.Random) -> Document:
+        ids = encoded[rng.randrange(len(encoded))]
+        start = rng.randrange(max(1, len(ids) - length // 2))
+        window = [begin, *ids[start : start + length - 1]]
+        return Document(window, [False] + [True] * (len(window) - 1))
+
+    return draw
+
+
+def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
+    """Sentences, word salads and their stretched forms after "Repeat after me in English:"."""
+    prompt = tokenizer.encode(REPEAT_PROMPT + " ", add_special_tokens=False)
+    pause_id = tokenizer.convert_tokens_to_ids(PAUSE)
+    first = len(tokenizer.all_special_ids)  # the special tokens come first
+
+    def words_of(rng: random.Random) -> str:
+        kind = rng.random()
+        sentence = examples[rng.randrange(len(examples))]
+        if kind < 0.35:
+            return sentence
+        if kind < 0.6:
+            return spoken_form(sentence) or sentence
+        # Unlikely words make copying the only way: the words of several sentences, shuffled.
+        pool = " ".join(examples[rng.randrange(len(examples))] for _ in range(3)).split()
+        rng.shuffle(pool)
+        return " ".join(pool[: rng.randint(1, 20)])
+
+    def draw(rng: random.Random) -> Document:
+        if rng.random() < 0.3:
+            ids = [rng.randrange(first, len(tokenizer)) for _ in range(rng.randint(1, 24))]
+        else:
+            ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
+        heard = ids
+        kind = rng.random()
+        if kind < 0.15:
+            heard = [token for token in ids for _ in range(2)]
+        elif kind < 0.4:
+            heard = stretch(ids, rng, pause_id=pause_id)
+        return chat_document(tokenizer, prompt + heard, ids)
+
+    return draw
+
+
+def chat_source(tokenizer: AnyTokenizer, turn: Callable[[random.Random], tuple[str, str]]) -> Draw:
+    """Documents of one question and one answer, made by `turn`."""
+    return lambda rng: chat_document(tokenizer, *turn(rng))
+
+
+def mixture(sources: Sequence[tuple[float, Draw]]) -> Draw:
+    """Draw each document from one of the sources, with the given weights (shares of documents, not of tokens)."""
+    weights = [weight for weight, _ in sources]
+    return lambda rng: rng.choices(sources, weights)[0][1](rng)

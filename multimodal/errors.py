@@ -1,0 +1,25 @@
+"""Errors that people see: one line, exit status 2, nothing half-written."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right. The message names what was found, where, and what was expected, on one line."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a script's `main`: a `UserError` becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # Full disk, missing permission: the operating system's own sentence with the path is the clearest.
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is intact (continue with --resume)", file=sys.stderr)
+        sys.exit(130)

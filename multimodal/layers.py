@@ -1,0 +1,35 @@
+"""Small layers that several modules share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward `down(silu(gate(x)) * up(x))` without biases (Llama 3 paper, section 3.2).
+
+    Args:
+        dim: width of input and output.
+        hidden: width in between.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]"""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class TanhGate(nn.Module):
+    """`tanh(weight) * x` with one learned number that starts at 0, so that a new branch begins closed (spec A4.4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.weight) * x

@@ -1,0 +1,83 @@
+"""Media as the decoder sees it: keys and values per adapted layer, and which text position may look at which of them.
+
+Visibility is one rule (Llama 3 paper, section 7.2 / spec A4.2): memory tokens and text positions carry a group number,
+and a position sees exactly the memory tokens of its own group. Groups count from 1 within a row; 0 = nothing visible.
+
+Legend: B batch, P prompt positions, T positions of one decoder call, S memory tokens, G key/value heads, K head size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the positions of one decoder call may see: `mask_BTS`, and `row_valid_BT` where that is anything at all."""
+
+    mask_BTS: Tensor
+    row_valid_BT: Tensor
+
+
+@dataclass(frozen=True)
+class AdapterMemory:
+    """What one adapter offers to the decoder.
+
+    Attributes:
+        keys: decoder layer index -> [B, G, S, K].
+        values: likewise.
+        memory_group: long [B, S], the group of each memory token; -1 = padding.
+        token_group: long [B, P], the group each prompt position may look at; 0 = none. Positions after the prompt
+            (generated tokens) inherit the last column.
+    """
+
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+    memory_group: Tensor
+    token_group: Tensor
+
+    def visible(self, columns_T: Tensor) -> Visibility:
+        """Masks for the given columns of the sequence (long [T], counted from the start of the prompt)."""
+        group_BT = self.token_group.index_select(1, columns_T.clamp(max=self.token_group.shape[1] - 1))
+        group_BT1 = group_BT[:, :, None]
+        mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
+        return Visibility(mask_BTS, mask_BTS.any(-1))
+
+    def expand(self, n: int) -> "AdapterMemory":
+        """Every row n times in a row."""
+        return AdapterMemory(
+            {layer: k.repeat_interleave(n, 0) for layer, k in self.keys.items()},
+            {layer: v.repeat_interleave(n, 0) for layer, v in self.values.items()},
+            self.memory_group.repeat_interleave(n, 0),
+            self.token_group.repeat_interleave(n, 0),
+        )
+
+
+@dataclass(frozen=True)
+class CrossMemory:
+    """The memory of every adapter that takes part in one batch, by adapter name."""
+
+    by_adapter: dict[str, AdapterMemory]
+
+    @property
+    def rows(self) -> int:
+        """Number of batch rows."""
+        return next(iter(self.by_adapter.values())).token_group.shape[0]
+
+    def expand(self, n: int) -> "CrossMemory":
+        """Every row n times in a row, as beams or several samples per prompt need it."""
+        return CrossMemory({name: memory.expand(n) for name, memory in self.by_adapter.items()})
+
+
+def token_groups(is_placeholder_BP: Tensor) -> Tensor:
+    """The group that each prompt position may look at, long [B, P], from where the media placeholders are.
+
+    Consecutive placeholders open one group together; they and the text after them see it until the next group begins.
+    Text before the first placeholder gets 0.
+
+    Args:
+        is_placeholder_BP: bool, True at media placeholders.
+    """
+    starts_BP = is_placeholder_BP.clone()
+    starts_BP[:, 1:] &= ~is_placeholder_BP[:, :-1]
+    return starts_BP.long().cumsum(1)

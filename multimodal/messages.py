@@ -1,0 +1,132 @@
+"""From chat messages to token ids: where the media stand, what the decoder reads, and what the loss counts.
+
+A message is `{"role": ..., "content": ...}` as in `transformers`; its content is a string or a list of parts
+`{"type": "text", "text": ...}`, `{"type": "image", "image": path, picture or array}`, likewise for other media. Each
+medium becomes one placeholder token, whose id lies behind the decoder's own vocabulary (spec A4.2).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multimodal.errors import UserError
+from multimodal.tokenizer import AnyTokenizer
+
+Message = Mapping[str, Any]
+MEDIA_KINDS = ("image", "video", "audio")
+
+
+def placeholder(kind: str) -> str:
+    return f"<|{kind}|>"
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One picture, clip or recording as the user gave it: a path or an object in memory."""
+
+    kind: str
+    source: Any
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with placeholders in them, and the media that stand at the placeholders, in order."""
+
+    ids: list[int]
+    media: tuple[Medium, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The decoder's tokenizer together with the ids of the placeholder tokens behind its vocabulary."""
+
+    tokenizer: AnyTokenizer
+    placeholder_ids: Mapping[str, int]
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise text in which placeholders may stand; nothing is added at either end."""
+        ids: list[int] = []
+        rest = text
+        while rest:
+            at, kind = min(
+                ((rest.find(placeholder(k)), k) for k in self.placeholder_ids if placeholder(k) in rest),
+                default=(len(rest), None),
+            )
+            if at:
+                ids += self.tokenizer.encode(rest[:at], add_special_tokens=False)
+            if kind is None:
+                break
+            ids.append(self.placeholder_ids[kind])
+            rest = rest[at + len(placeholder(kind)) :]
+        return ids
+
+
+def _flatten(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Medium]]:
+    """Messages with text content only, in which each medium has become its placeholder, and the media in order.
+
+    A text that already spells the placeholders of all media says itself where they stand.
+    """
+    media: list[Medium] = []
+    spelt = {kind: 0 for kind in MEDIA_KINDS}
+    for message in messages:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            kind = part.get("type")
+            if kind == "text":
+                for k in MEDIA_KINDS:
+                    spelt[k] += part["text"].count(placeholder(k))
+            elif kind in MEDIA_KINDS and kind in part:
+                media.append(Medium(kind, part[kind]))
+            else:
+                raise UserError(
+                    f"message part {str(part)[:80]}: expected type text, image, video or audio with its value"
+                )
+    for kind, count in spelt.items():
+        given = sum(m.kind == kind for m in media)
+        if count and count != given:
+            raise UserError(f"the text has {count} {placeholder(kind)} placeholders, but {given} were given")
+    flat = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        text = "".join(
+            p["text"] if p["type"] == "text" else "" if spelt[p["type"]] else placeholder(p["type"]) for p in parts
+        )
+        flat.append({"role": message["role"], "content": text})
+    return flat, media
+
+
+def _render(tokenizer: AnyTokenizer, messages: list[dict[str, str]]) -> tuple[str, str]:
+    """The prompt text before the answer, and what follows an answer (its end of turn)."""
+    if not tokenizer.chat_template:
+        begin = tokenizer.bos_token or ""
+        return begin + "\n".join(m["content"] for m in messages), tokenizer.eos_token or ""
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert isinstance(prompt, str)
+    marker = "\x00answer\x00"
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": marker}], tokenize=False)
+    assert isinstance(whole, str)
+    end = whole.rpartition(marker)[2].strip() if marker in whole else ""
+    return prompt, end or tokenizer.eos_token or ""
+
+
+def encode_prompt(messages: Sequence[Message], vocabulary: Vocabulary) -> Prompt:
+    """Messages as the decoder reads them, ready for its answer.
+
+    Raises:
+        UserError: a part of unknown type, a medium that the model has no adapter for, or placeholders spelt in the text
+            whose number is not that of the media.
+    """
+    flat, media = _flatten(messages)
+    for medium in media:
+        if medium.kind not in vocabulary.placeholder_ids:
+            raise UserError(f"the prompt has an {medium.kind}, but the model has no {medium.kind} adapter")
+    ids = vocabulary.encode(_render(vocabulary.tokenizer, flat)[0])
+    return Prompt(ids, tuple(media))
+
+
+def encode_answer(messages: Sequence[Message], answer: str, vocabulary: Vocabulary) -> list[int]:
+    """The answer to `messages` with its end of turn: the tokens that the loss counts (spec A4.5)."""
+    end = _render(vocabulary.tokenizer, _flatten(messages)[0])[1]
+    answer_ids = vocabulary.tokenizer.encode(answer, add_special_tokens=False)
+    return answer_ids + vocabulary.tokenizer.encode(end, add_special_tokens=False)

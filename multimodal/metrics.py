@@ -1,0 +1,222 @@
+"""Scores of generated text, and the two controls without which a score says nothing.
+
+A caption model can score well by knowing what captions look like, without looking at the picture. So `with_controls`
+measures every score three times: with each sample's own media, with the media of another sample, and with the media
+blanked. What the first has over the other two is what the model saw.
+
+CIDEr-D and BLEU come from pycocoevalcap, without its Java tokeniser (`caption_tokens` stands in for it).
+"""
+
+import contextlib
+import io
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+
+from multimodal.errors import UserError
+
+_CLITIC = re.compile(r"n't\b|(?<=\w)'(?:s|m|d|re|ll|ve)\b")
+_CLOSED_UP = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
+_TOKEN = re.compile(
+    r"n't(?!\w)|'(?:s|m|d|re|ll|ve)(?!\w)"  # clitics, set apart before
+    r"|\d+(?:[.,:/]\d+)+"  # 3.5  1,000  10:30
+    r"|(?:[^\W\d_]\.){2,}"  # u.s.
+    r"|\w+(?:[-'/&]\w+)*"  # words; hyphenated ones stay whole, as in the Penn Treebank
+    r"|[$%&#@+=*]"
+)
+
+
+def caption_tokens(text: str) -> list[str]:
+    """Lower-case words of a caption as the COCO evaluation sees them: Penn Treebank tokens without the punctuation.
+
+    Quotes, brackets, full stops, commas, colons, semicolons, dashes and ellipses go; clitics are set apart ("dog's" ->
+    "dog 's", "isn't" -> "is n't", "cannot" -> "can not"); hyphenated words stay one token. It differs from the Java
+    tokeniser in places that captions hardly reach: abbreviations such as "mr." lose their stop, and brackets are
+    dropped where the original, by a slip of case, keeps them as "-lrb-".
+    """
+    text = text.lower().replace("’", "'").replace("‘", "'")
+    text = _CLOSED_UP.sub(lambda match: " ".join(part for part in match.groups() if part), text)
+    text = _CLITIC.sub(lambda match: f" {match.group()}", text)
+    return _TOKEN.findall(text)
+
+
+def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """CIDEr-D of a corpus, 0 to 10, where 1.0 is what papers print as 100.
+
+    Document frequencies are those of `references`, the evaluated set itself, as in the COCO evaluation; so scores of
+    sets of different size do not compare, and a set of one has no document frequencies at all.
+
+    Raises: UserError for an empty set, a set of one, unequal lengths, or a sample without a reference.
+    """
+    _check(predictions, references, minimum=2, metric="CIDEr-D")
+    hypotheses, gold = _coco_format(predictions, references)
+    if not any(reference for several in gold.values() for reference in several):
+        raise UserError("CIDEr-D: found no word in any reference, expected reference captions")
+    return float(Cider().compute_score(gold, hypotheses)[0])
+
+
+def bleu4(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Corpus BLEU-4 with the closest reference length, 0 to 1. Raises as `cider_d` does, but one sample is enough."""
+    _check(predictions, references, minimum=1, metric="BLEU-4")
+    hypotheses, gold = _coco_format(predictions, references)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return float(Bleu(4).compute_score(gold, hypotheses, verbose=0)[0][3])
+
+
+def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of predictions equal to the answer after `normalise_answer`, 0 to 1. Raises UserError as `bleu4` does."""
+    if len(predictions) != len(answers) or not predictions:
+        raise UserError(
+            f"exact match: found {len(predictions)} predictions for {len(answers)} answers, expected equally many"
+        )
+    same = (normalise_answer(p) == normalise_answer(a) for p, a in zip(predictions, answers, strict=True))
+    return sum(same) / len(answers)
+
+
+def normalise_answer(text: str) -> str:
+    """Lower-case, white space collapsed, without a trailing full stop: the one notion of equal answers."""
+    return " ".join(text.lower().split()).removesuffix(".").rstrip()
+
+
+def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], *, minimum: int, metric: str) -> None:
+    if len(predictions) != len(references):
+        raise UserError(
+            f"{metric}: found {len(predictions)} predictions for {len(references)} samples, expected one for each"
+        )
+    if len(predictions) < minimum:
+        raise UserError(f"{metric}: found {len(predictions)} samples, expected at least {minimum}")
+    for index, several in enumerate(references):
+        if isinstance(several, str) or not several:
+            raise UserError(f"{metric}: found {several!r} as references of sample {index}, expected a list of captions")
+
+
+def _coco_format(
+    predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    hypotheses = {i: [" ".join(caption_tokens(text))] for i, text in enumerate(predictions)}
+    gold = {i: [" ".join(caption_tokens(text)) for text in several] for i, several in enumerate(references)}
+    return hypotheses, gold
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score beside its controls. Higher is better."""
+
+    name: str
+    score: float
+    shuffled: float
+    blank: float
+
+    @property
+    def over_shuffled(self) -> float:
+        """How many times the shuffled control the score is; infinite where the control is 0."""
+        return _ratio(self.score, self.shuffled)
+
+    @property
+    def over_blank(self) -> float:
+        """How many times the blank control the score is."""
+        return _ratio(self.score, self.blank)
+
+    def metrics(self) -> dict[str, float]:
+        """The three numbers under the names of `metrics.json`: `name`, `name_shuffled`, `name_blank`."""
+        return {self.name: self.score, f"{self.name}_shuffled": self.shuffled, f"{self.name}_blank": self.blank}
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.score:.4f}  (media shuffled {self.shuffled:.4f}, media blank {self.blank:.4f})"
+
+
+def _ratio(score: float, control: float) -> float:
+    if control:
+        return score / control
+    return float("inf") if score else 1.0
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[S]):
+    """Everything that `with_controls` measured: scores by name, and the three sets of predictions, one per sample."""
+
+    scores: dict[str, Scores]
+    samples: Sequence[S]
+    predictions: list[str]
+    shuffled: list[str]
+    blank: list[str]
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers in one flat dict for `metrics.json`."""
+        return {name: value for scores in self.scores.values() for name, value in scores.metrics().items()}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.scores.values()))
+
+
+def with_controls(
+    score_fn: Callable[[list[str], Sequence[S]], Mapping[str, float]],
+    predict_fn: Callable[[Sequence[S], list[int | None]], list[str]],
+    samples: Sequence[S],
+    rng: random.Random,
+    *,
+    media_of: Callable[[S], Hashable] | None = None,
+) -> Evaluation[S]:
+    """Predict and score `samples` with their own media, with shuffled media, and with blank media.
+
+    Args:
+        score_fn: predictions and samples -> scores by name, e.g. `{"cider_d": 0.3, "bleu4": 0.1}`.
+        predict_fn: samples and, for each, the index of the sample whose media it is shown (None: blank media) -> texts.
+        rng: decides the shuffle; the same seed gives the same one.
+        media_of: what identifies a sample's media. Samples of equal media (several questions on one picture) are never
+            given each other's. Default: all media differ.
+
+    Raises: UserError if there are no samples or the media cannot be shuffled; ValueError if `predict_fn` loses samples.
+    """
+    groups: list[Any] | None = None if media_of is None else [media_of(sample) for sample in samples]
+    others = derangement(len(samples), rng, groups=groups)
+    own = list(range(len(samples)))
+    results: list[tuple[list[str], Mapping[str, float]]] = []
+    for media_from in (own, others, [None] * len(samples)):
+        texts = list(predict_fn(samples, list(media_from)))
+        if len(texts) != len(samples):
+            raise ValueError(f"predict_fn gave {len(texts)} texts for {len(samples)} samples")
+        results.append((texts, score_fn(texts, samples)))
+    (predictions, scored), (shuffled, scored_shuffled), (blank, scored_blank) = results
+    scores = {
+        name: Scores(name=name, score=value, shuffled=scored_shuffled[name], blank=scored_blank[name])
+        for name, value in scored.items()
+    }
+    return Evaluation(scores=scores, samples=samples, predictions=predictions, shuffled=shuffled, blank=blank)
+
+
+def derangement(n: int, rng: random.Random, *, groups: Sequence[Hashable] | None = None) -> list[int]:
+    """A random permutation of 0..n-1 that sends nobody to itself, nor, with `groups`, to a member of its own group.
+
+    Members are laid out in random order, group by group, and the circle is turned by at least the size of the largest
+    group.
+
+    Raises: UserError if there is none: fewer than two members, or a group that holds more than half of them.
+    """
+    keys: Sequence[Hashable] = range(n) if groups is None else groups
+    if len(keys) != n:
+        raise ValueError(f"{len(keys)} group keys for {n} members")
+    largest = max(Counter(keys).values(), default=0)
+    if n < 2 or 2 * largest > n:
+        raise UserError(
+            f"shuffled control: found {n} samples, {largest} with the same media, "
+            "expected at least 2, and no media on more than half"
+        )
+    by_group: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for member in rng.sample(range(n), n):
+        by_group[keys[member]].append(member)
+    circle = [member for group in by_group.values() for member in group]
+    turn = rng.randint(largest, n - largest)
+    image = [0] * n
+    for place, member in enumerate(circle):
+        image[member] = circle[(place + turn) % n]
+    return image

@@ -1,0 +1,175 @@
+"""A frozen decoder with its adapters, as one thing to train, talk to, save and load.
+
+Legend: B rows, T tokens, D decoder width.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.batch import Batch, Sample, Turn, collate
+from multimodal.decoder import FrozenDecoder
+from multimodal.errors import UserError
+from multimodal.loss import frozen_head_loss
+from multimodal.memory import CrossMemory
+from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
+from multimodal.tokenizer import AnyTokenizer
+
+# Where each modality lives. The only place that names them: `multimodal` imports none of them before it is asked to.
+MODALITIES = {"image": "vision.image_modality:ImageModality"}
+
+
+def modality_class(kind: str) -> Any:
+    """The class of a modality.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if kind not in MODALITIES:
+        raise UserError(f"modality {kind!r}: expected one of {', '.join(MODALITIES)}")
+    module, name = MODALITIES[kind].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class MultimodalModel(nn.Module):
+    """A frozen decoder, its tokenizer, and the modalities grafted onto it.
+
+    Args:
+        decoder: the frozen decoder.
+        tokenizer: its tokenizer.
+        decoder_name: hub name, folder, or "builtin"; adapters remember it.
+
+    Example:
+        >>> model = MultimodalModel.from_pretrained("runs/demo/adapter")
+        >>> model.chat([{"role": "user", "content": [{"type": "image", "image": "dog.jpg"},
+        ...                                          {"type": "text", "text": "Describe the image."}]}])
+    """
+
+    def __init__(self, decoder: FrozenDecoder, tokenizer: AnyTokenizer, *, decoder_name: str) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self.decoder_name = decoder_name
+        self.modalities = nn.ModuleDict()
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, decoder: str | None = None, force_decoder: bool = False, device: str = "auto"
+    ) -> "MultimodalModel":
+        """Load an adapter folder with the decoder that it names; see `multimodal.adapter_folder.load_adapter`."""
+        from multimodal.adapter_folder import load_adapter
+
+        return load_adapter(Path(folder), decoder=decoder, force_decoder=force_decoder, device=device)
+
+    def save_pretrained(
+        self, folder: str | Path, *, recipe: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the adapter folder; see `multimodal.adapter_folder.save_adapter`."""
+        from multimodal.adapter_folder import save_adapter
+
+        save_adapter(self, Path(folder), recipe=recipe or {}, metrics=metrics or {})
+
+    def add(self, kind: str, config: Any) -> None:
+        """Graft a new modality with the given configuration.
+
+        Raises:
+            UserError: the kind is unknown or there already.
+        """
+        modality = modality_class(kind).create(config, self.decoder).to(self.device)
+        self.decoder.attach(kind, modality.adapter)
+        self.modalities[kind] = modality
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.extra_embedding.weight.device
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer with the placeholders of the modalities that are there."""
+        first = self.decoder.vocab_size
+        ids = {kind: first + i for i, kind in enumerate(MEDIA_KINDS) if kind in self.modalities}
+        return Vocabulary(self.tokenizer, ids)
+
+    @property
+    def pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainables by part. With a rate of 0 for "tokens" (the placeholders' embeddings), nothing below the first
+        adapted layer needs a gradient."""
+        tokens = [(f"extra_embedding.{name}", p) for name, p in self.decoder.extra_embedding.named_parameters()]
+        parts: dict[str, list[tuple[str, nn.Parameter]]] = {"tokens": tokens}
+        for kind, modality in self.modalities.items():
+            for part, named in modality.parts().items():  # type: ignore[operator]
+                parts.setdefault(part, []).extend((f"{kind}.{name}", p) for name, p in named)
+        return parts
+
+    def log_values(self) -> dict[str, float]:
+        """The gates, for the training log."""
+        return {k: v for m in self.modalities.values() for k, v in m.gate_values().items()}  # type: ignore[operator]
+
+    def sample(self, messages: Sequence[Message], answer: str | None = None) -> Sample:
+        """One conversation with its media prepared; with an answer, to learn from.
+
+        Raises:
+            UserError: a medium cannot be read or the model has no adapter for it.
+        """
+        prompt = encode_prompt(messages, self.vocabulary)
+        media = {
+            kind: tuple(modality.prepare(m.source) for m in prompt.media if m.kind == kind)  # type: ignore[operator]
+            for kind, modality in self.modalities.items()
+        }
+        return Sample(media, (self.turn(messages, prompt, answer),))
+
+    def turn(self, messages: Sequence[Message], prompt: Prompt, answer: str | None) -> Turn:
+        """An encoded prompt with its answer; the media are those of the prompt, in order."""
+        counts = {kind: sum(m.kind == kind for m in prompt.media) for kind in self.modalities}
+        ids = [] if answer is None else encode_answer(messages, answer, self.vocabulary)
+        return Turn(prompt.ids, ids, {kind: tuple(range(n)) for kind, n in counts.items()})
+
+    def collate(self, samples: Sequence[Sample], *, pad_left: bool = False) -> Batch:
+        """A batch of samples, on the CPU."""
+        return collate(
+            samples,
+            modalities=self.modalities,  # type: ignore[arg-type]
+            placeholder_ids=self.vocabulary.placeholder_ids,
+            pad_id=self.pad_id,
+            pad_left=pad_left,
+        )
+
+    def memory(self, batch: Batch) -> CrossMemory | None:
+        """Keys and values of all media of the batch; None for a batch of text alone."""
+        found = {kind: self.modalities[kind].memory(m) for kind, m in batch.media.items()}  # type: ignore[operator]
+        return CrossMemory(found) if found else None
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Summed cross-entropy of the answers' tokens, and their number (spec A4.5)."""
+        hidden_BTD = self.decoder.hidden(batch.input_ids, batch.attention_mask, memory=self.memory(batch))
+        return frozen_head_loss(hidden_BTD, batch.targets, self.decoder)
+
+    @torch.no_grad()
+    def generate(self, samples: Sequence[Sample], **options: Any) -> list[str]:
+        """Answers to samples without one, in order.
+
+        Args:
+            options: those of `generate` of transformers (`num_beams`, `do_sample`, `max_new_tokens`, ...).
+        """
+        batch = self.collate(samples, pad_left=True).to(self.device)
+        options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": self.pad_id} | options
+        ids = self.decoder.generate(batch.input_ids, batch.attention_mask, memory=self.memory(batch), **options)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> str:
+        """The model's answer to a conversation; options as in `generate`.
+
+        Raises:
+            UserError: a medium cannot be read, or placeholders and media do not match.
+        """
+        return self.generate([self.sample(messages)], **options)[0]

@@ -1,0 +1,22 @@
+"""Where cross-attention goes in a decoder (Llama 3 paper, section 7.2 / spec A4.3)."""
+
+import math
+
+from multimodal.errors import UserError
+
+
+def cross_attention_layers(n_layers: int, n_cross: int) -> list[int]:
+    """Decoder layers (zero-based, ascending) that get a cross-attention block directly before them.
+
+    Every k-th layer counting back from the last, k = ceil(n_layers / n_cross); 32 layers and 8 blocks give 3, 7, ...,
+    31. No block follows the last layer, where its information would reach the output head only. If `n_cross` does not
+    divide `n_layers`, the rule can give fewer blocks than asked for, never more.
+
+    Raises:
+        UserError: `n_cross` is not between 1 and `n_layers`.
+    """
+    if not 1 <= n_cross <= n_layers:
+        raise UserError(
+            f"{n_cross} cross-attention layers for a decoder of {n_layers} layers; expected 1 to {n_layers}"
+        )
+    return list(range(n_layers - 1, -1, -math.ceil(n_layers / n_cross)))[::-1]

@@ -1,0 +1,40 @@
+"""Load a decoder: the built-in one, a folder, or a name of the hub."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from multimodal.decoder import FrozenDecoder
+from multimodal.errors import UserError
+from multimodal.tokenizer import AnyTokenizer
+
+BUILTIN = "builtin"
+
+
+def decoder_path(name: str) -> str:
+    """Where the weights of `name` are: "builtin" is the decoder that comes with Graft."""
+    return str(files("multimodal") / "builtin" / "decoder") if name == BUILTIN else name
+
+
+def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tuple[FrozenDecoder, AnyTokenizer]:
+    """The frozen decoder and its tokenizer.
+
+    Raises:
+        UserError: no such decoder, no tokenizer beside it, or not a causal decoder that can be grafted on.
+    """
+    path = decoder_path(name)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise UserError(f"decoder {name}: no config.json in that folder; expected a model folder of transformers")
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"decoder {name}: no usable tokenizer beside the weights: {str(error).splitlines()[0]}"
+        ) from None
+    return FrozenDecoder(lm.to(device)), tokenizer  # type: ignore[arg-type]

@@ -1,0 +1,85 @@
+"""Caption pictures with a trained adapter; one JSON line each.
+
+python -m scripts.caption dog.jpg holiday/ "more/*.png" --adapter runs/demo/adapter
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from multimodal.config import parse
+from multimodal.errors import UserError, run_cli
+from multimodal.model import MultimodalModel
+from vision.caption_pictures import attention_picture, caption_pictures, find_pictures
+from vision.captioning import CAPTION_PROMPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Caption pictures."""
+
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Picture files, folders or globs."""
+    adapter: Path
+    """Adapter folder."""
+    decoder: str | None = None
+    """Use this decoder in place of the one that the adapter names."""
+    force_decoder: bool = False
+    """Accept a decoder whose weights differ from those that the adapter was trained on."""
+    prompt: str = CAPTION_PROMPT
+    """What to ask of each picture."""
+    beams: int = 3
+    """Beam search width; 1 = greedy."""
+    sample: bool = False
+    """Sample in place of searching."""
+    temperature: float = 0.8
+    top_p: float = 0.9
+    seed: int = 0
+    max_new_tokens: int = 48
+    batch_size: int = 16
+    output: Path | None = None
+    """JSONL file; by default the lines go to the standard output."""
+    attention: Path | None = None
+    """Folder for a picture of where each word looked."""
+    device: str = "auto"
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    pictures = find_pictures(config.images)
+    model = MultimodalModel.from_pretrained(
+        config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
+    )
+    torch.manual_seed(config.seed)
+    options = {"max_new_tokens": config.max_new_tokens}
+    if config.sample:
+        options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}  # type: ignore[dict-item]
+    else:
+        options |= {"num_beams": config.beams}
+    lines, broken = [], 0
+    for i, found in caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options):
+        if isinstance(found, UserError):
+            broken += 1
+            print(f"skipped: {found}", file=sys.stderr)
+            continue
+        lines.append(json.dumps({"image": str(pictures[i]), "caption": found}, ensure_ascii=False))
+        if config.output is None:
+            print(lines[-1], flush=True)
+        if config.attention is not None and found:
+            config.attention.mkdir(parents=True, exist_ok=True)
+            drawn = attention_picture(model, pictures[i], found, prompt=config.prompt)
+            drawn.save(config.attention / f"{i:04d}-{pictures[i].stem}.png")
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    if broken == len(pictures):
+        raise UserError(f"none of {len(pictures)} pictures could be read")
+
+
+if __name__ == "__main__":
+    run_cli(main)

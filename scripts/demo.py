@@ -1,0 +1,99 @@
+"""Graft in ten minutes: train an image adapter on built-in scenes, caption unseen ones, write a report.
+
+make demo            (python -m scripts.demo --config scripts/configs/demo.yaml)
+"""
+
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multimodal.chart import Chart, curve_from_log
+from multimodal.config import parse
+from multimodal.decoder import FrozenDecoder
+from multimodal.errors import run_cli
+from multimodal.pretrained import load_decoder
+from multimodal.report import DecoderProof, write_json, write_report
+from multimodal.tokenizer import AnyTokenizer
+from multimodal.train.logging import peak_memory_mb
+from vision.caption_report import caption_cards, caption_report
+from vision.caption_training import CaptioningConfig, train_captioning
+from vision.captioning import ask_scenes, evaluate_with_controls
+
+PROBE = "<|begin_of_text|><|user|>Repeat after me in English: the red kite is above the old house.<|assistant|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CaptioningConfig):
+    """Training on built-in scenes and a report."""
+
+    held_out: int = 200
+    """Held-out scenes in the evaluation, with two questions each."""
+    cards: int = 24
+    """Scenes shown in the report."""
+
+
+def text_logits(decoder: FrozenDecoder, tokenizer: AnyTokenizer) -> Tensor:
+    """Logits of a piece of text, without media."""
+    with torch.no_grad():
+        return decoder(
+            tokenizer(PROBE, return_tensors="pt", add_special_tokens=False)["input_ids"].to(decoder.lm.device)
+        )  # type: ignore[operator]
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    started = time.perf_counter()
+    bare, tokenizer = load_decoder(config.decoder, dtype=torch.float32, device=torch.device("cpu"))
+    before, sha256_before = text_logits(bare, tokenizer), bare.sha256()
+    del bare
+
+    model, result = train_captioning(config)
+    moved = (text_logits(model.decoder, tokenizer).float().cpu() - before).abs().max().item()
+    proof = DecoderProof(sha256_before, model.decoder.sha256(), moved)
+
+    captions, questions = ask_scenes(
+        model, count=config.held_out, size=config.data.scene_size, seed=config.train.seed + 1
+    )
+    evaluations = [
+        evaluate_with_controls(model, captions, max_new_tokens=64, seed=config.train.seed),
+        evaluate_with_controls(model, questions, answers=True, max_new_tokens=8, seed=config.train.seed),
+    ]
+    for evaluation in evaluations:
+        print(evaluation)
+    metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
+    memory = peak_memory_mb(model.device)
+    shown = random.Random(config.train.seed).sample(range(config.held_out), min(config.cards, config.held_out))
+    report = caption_report(
+        title="Captions of scenes with unseen combinations",
+        subtitle="An image adapter trained on built-in scenes; the decoder below it is frozen.",
+        evaluations=evaluations,
+        cards=caption_cards(model, evaluations, shown),
+        cards_note=f"{len(shown)} of {config.held_out} held-out scenes, chosen by seed {config.train.seed}",
+        seed=config.train.seed,
+        seconds=time.perf_counter() - started,
+        peak_memory_mb=memory,
+        charts=(Chart("Training loss per answer token", (curve_from_log(config.run_dir / "initial" / "log.jsonl"),)),),
+        decoder=proof,
+    )
+    write_report(config.run_dir / "report.html", report)
+    write_json(
+        config.run_dir / "metrics.json",
+        metrics
+        | {
+            "text_logits_max_abs_diff": proof.text_logits_max_abs_diff,
+            "decoder_sha256_before": proof.sha256_before,
+            "decoder_sha256_after": proof.sha256_after,
+            "train_seconds": result.seconds,
+            "total_seconds": time.perf_counter() - started,
+            "samples_per_second": result.samples_per_second,
+            "peak_memory_mb": memory,
+        },
+    )
+    print(f"report: {config.run_dir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

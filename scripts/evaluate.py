@@ -1,0 +1,101 @@
+"""Score an adapter on captioned pictures or built-in scenes, beside its controls: pictures shuffled, pictures blank.
+
+python -m scripts.evaluate --adapter runs/flickr8k/adapter --source FOLDER --split test --run-dir runs/flickr8k/test
+"""
+
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from multimodal.config import parse
+from multimodal.errors import run_cli
+from multimodal.metrics import Evaluation
+from multimodal.model import MultimodalModel
+from multimodal.report import write_json, write_report
+from multimodal.train.logging import peak_memory_mb
+from vision.caption_data import read_captions
+from vision.caption_report import caption_cards, caption_report
+from vision.caption_tables import Columns
+from vision.caption_training import SCENES, read_asked
+from vision.captioning import Asked, ask_scenes, evaluate_with_controls
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Evaluate an adapter with its controls."""
+
+    adapter: Path
+    """Adapter folder."""
+    run_dir: Path
+    """Gets `metrics.json`, `report.html` and `captions.jsonl`."""
+    source: str = SCENES
+    """"scenes" (held-out combinations), a folder, a manifest, or a data set of the hub."""
+    split: str = "test"
+    columns: Columns = field(default_factory=Columns)
+    count: int = 0
+    """At most so many pictures; 0 = all (500 scenes)."""
+    scene_size: int = 64
+    beams: int = 3
+    """Beam search width; 1 = greedy."""
+    length_penalty: float = 1.0
+    max_new_tokens: int = 40
+    batch_size: int = 32
+    cards: int = 20
+    """Pictures shown in the report, chosen by the seed."""
+    seed: int = 0
+    decoder: str | None = None
+    """Use this decoder in place of the one that the adapter names."""
+    force_decoder: bool = False
+    device: str = "auto"
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    started = time.perf_counter()
+    model = MultimodalModel.from_pretrained(
+        config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
+    )
+    options = {
+        "num_beams": config.beams,
+        "length_penalty": config.length_penalty,
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+    evaluations: list[Evaluation[Asked]] = []
+    if config.source == SCENES:
+        captions, questions = ask_scenes(model, count=config.count or 500, size=config.scene_size, seed=config.seed + 1)
+        evaluations = [
+            evaluate_with_controls(model, captions, **options),
+            evaluate_with_controls(model, questions, answers=True, **options),
+        ]
+        pictures = None
+    else:
+        records = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
+        asked = read_asked(model, config.source, split=config.split, count=config.count, columns=config.columns)
+        evaluations = [evaluate_with_controls(model, asked, **options)]
+        pictures = records
+    metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
+    facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
+    write_json(config.run_dir / "metrics.json", metrics | facts)
+    shown = random.Random(config.seed).sample(
+        range(len(evaluations[0].samples)), min(config.cards, len(evaluations[0].samples))
+    )
+    report = caption_report(
+        title=f"Captions of {config.source}, {config.split} split",
+        evaluations=evaluations,
+        cards=caption_cards(model, evaluations, shown, pictures=pictures),
+        cards_note=f"{len(shown)} pictures chosen by seed {config.seed}",
+        seed=config.seed,
+        seconds=time.perf_counter() - started,
+        peak_memory_mb=peak_memory_mb(model.device),
+    )
+    write_report(config.run_dir / "report.html", report)
+    for evaluation in evaluations:
+        print(evaluation)
+    print(f"report: {config.run_dir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,140 @@
+"""Train the built-in decoder: prose, scenes in words with their captions and questions, and sentences to repeat.
+
+python -m scripts.pretrain_decoder --config scripts/configs/decoder.yaml --text FOLDER --run-dir runs/decoder
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from multimodal.config import dump, parse
+from multimodal.data.packing import Document, Row, fill_row, pack_rows
+from multimodal.data.text import (
+    REPEAT_PROMPT,
+    chat_source,
+    mixture,
+    prose_source,
+    read_texts,
+    repeat_source,
+    sentences,
+    split_prose,
+)
+from multimodal.errors import run_cli
+from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
+from multimodal.report import write_json
+from multimodal.tokenizer import AnyTokenizer, train_tokenizer
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import train
+from vision.scene_language import caption, question_answer, scene_in_words
+from vision.scenes import Split, sample_scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Pre-training of the built-in decoder."""
+
+    text: tuple[Path, ...]
+    """Text files (.txt, .txt.xz) or folders of them."""
+    run_dir: Path
+    """Folder for the run; the decoder is saved in its `decoder` subfolder."""
+    train: TrainConfig
+    shape: DecoderShape = field(default_factory=DecoderShape)
+    vocabulary: int = 2048
+    """Entries of the tokenizer."""
+    context: int = 256
+    """Tokens of a row."""
+    weights: tuple[float, float, float] = (0.25, 0.35, 0.4)
+    """Shares of documents: prose, scenes, sentences to repeat."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Endless rows of documents, drawn anew for each index."""
+
+    draw: Callable[[random.Random], Document]
+    count: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int, rng: random.Random) -> Row:
+        return fill_row(self.draw, rng, length=self.length)
+
+
+def scene_turn(rng: random.Random, *, split: Split = "any") -> tuple[str, str]:
+    """A scene in words with the prompt for a caption or a question, as an adapter will have it, and the answer."""
+    scene = sample_scene(rng, split=split)
+    if rng.random() < 0.5:
+        return f"{scene_in_words(scene, rng)}\nDescribe the image.", caption(scene, rng)
+    question, answer = question_answer(scene, rng)
+    return f"{scene_in_words(scene, rng)}\n{question}", answer
+
+
+def measure(
+    lm: LlamaForCausalLM, tokenizer: AnyTokenizer, held_out: list[str], *, context: int, count: int
+) -> dict[str, float]:
+    """What the decoder does on text it has not seen: perplexity, copying, questions about a described scene."""
+    rng = random.Random(1)
+    unseen = sentences(held_out)
+    unseen = rng.sample(unseen, min(count, len(unseen)))
+    copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
+    turns = []
+    while len(turns) < count:
+        turn = scene_turn(rng, split="held_out")
+        if not turn[0].endswith("Describe the image."):
+            turns.append(turn)
+    said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
+    return {
+        "prose_perplexity": perplexity(lm, tokenizer, held_out, context=context),
+        "copy_exact": exact_share(copied, unseen),
+        "scene_question_accuracy": exact_share(said, [a for _, a in turns]),
+    }
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    torch.manual_seed(config.train.seed)
+    prose, held_out = split_prose(read_texts(config.text))
+    rng = random.Random(config.train.seed)
+    scene_text = ["\n".join(scene_turn(rng)) for _ in range(3000)]
+    tokenizer = train_tokenizer([*prose, *scene_text], vocab_size=config.vocabulary)
+    lm = config.shape.build(tokenizer, context=2 * config.context)
+    sources = (
+        prose_source(tokenizer, prose, length=config.context),
+        chat_source(tokenizer, scene_turn),
+        repeat_source(tokenizer, sentences(prose)),
+    )
+    rows = Rows(
+        mixture(list(zip(config.weights, sources, strict=True))),
+        count=config.train.steps * config.train.batch_size,
+        length=config.context,
+    )
+    result = train(
+        task=DecoderTask(lm),
+        dataset=rows,
+        collate=lambda batch: pack_rows(batch, length=config.context, pad_id=tokenizer.pad_token_id),
+        config=config.train,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        evaluate=lambda step: measure(lm, tokenizer, held_out, context=config.context, count=100),
+        config_yaml=dump(config),
+    )
+    lm.eval().to(torch.bfloat16).save_pretrained(config.run_dir / "decoder")  # type: ignore[arg-type]
+    tokenizer.save_pretrained(config.run_dir / "decoder")
+    # What ships is bf16 on disk and read as fp32: measure exactly that.
+    shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
+    with torch.no_grad():
+        scores = measure(shipped, tokenizer, held_out, context=config.context, count=500)
+    write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
+    print(" ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,151 @@
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multimodal.decoder import FrozenDecoder
+from multimodal.loss import IGNORE, FrozenHead, frozen_head_loss
+from tests.multimodal.tiny_decoders import FAMILIES, SCALED_FAMILIES, VOCAB, WIDTH, tiny_decoder
+
+
+def batch(scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(3, 11, WIDTH) * scale, torch.randint(0, VOCAB, (3, 11))
+    targets[0, :6] = IGNORE
+    targets[2] = IGNORE
+    return hidden.requires_grad_(), targets
+
+
+def plain(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+
+
+@pytest.mark.parametrize("family", FAMILIES + SCALED_FAMILIES)
+def test_loss_and_gradient_equal_plain_cross_entropy(family: str):
+    lm = tiny_decoder(family)
+    decoder = FrozenDecoder(lm)
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCAB, (2, 9))
+    targets = torch.cat([ids[:, 1:], torch.full((2, 1), IGNORE)], 1)
+    total, count = frozen_head_loss(decoder.hidden(ids), targets, decoder, chunk=5)
+    torch.testing.assert_close(total, plain(lm(ids).logits, targets))
+    assert count == 16 and total.dtype == torch.float32
+
+    hidden, targets = batch(scale=3.0)
+    expected = plain(FrozenHead(lm)(hidden), targets)
+    expected.backward()
+    expected_grad, hidden.grad = hidden.grad, None
+    total, count = frozen_head_loss(hidden, targets, decoder, chunk=4)
+    (total / count).backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(hidden.grad, None if expected_grad is None else expected_grad / count)
+
+
+def test_softcapping_really_bends_the_loss():
+    hidden, targets = batch(scale=3.0)
+    capped, uncapped = (FrozenHead(tiny_decoder("gemma2", final_logit_softcapping=cap)) for cap in (1.0, None))
+    difference = frozen_head_loss(hidden, targets, capped)[0] - frozen_head_loss(hidden, targets, uncapped)[0]
+    assert difference.abs().item() > 1
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_chunk_size_changes_nothing(chunk: int):
+    hidden, targets = batch()
+    head = FrozenHead(tiny_decoder())
+    total, count = frozen_head_loss(hidden, targets, head, chunk=chunk)
+    whole, whole_count = frozen_head_loss(hidden, targets, head, chunk=64)
+    torch.testing.assert_close(total, whole)
+    assert count == whole_count == int((targets != IGNORE).sum())
+
+
+def test_ignored_positions_never_reach_the_head():
+    hidden, targets = batch()
+    head, rows = FrozenHead(tiny_decoder()), []
+
+    def counting(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return head(x)
+
+    total, count = frozen_head_loss(hidden, targets, counting, chunk=10)
+    total.backward()
+    assert sum(rows) == count and max(rows) <= 10
+    assert hidden.grad is not None and not hidden.grad[targets == IGNORE].any()
+    assert hidden.grad[targets != IGNORE].abs().amax(-1).gt(0).all()
+
+
+def test_accumulating_parts_equals_the_whole_with_unequal_lengths():
+    hidden, targets = batch()
+    head = FrozenHead(tiny_decoder())
+    total, count = frozen_head_loss(hidden, targets, head)
+    (total / count).backward()
+    whole, hidden.grad = hidden.grad, None
+    for row in range(3):
+        part, _ = frozen_head_loss(hidden[row : row + 1], targets[row : row + 1], head)
+        (part / count).backward()
+    torch.testing.assert_close(hidden.grad, whole)
+
+
+def test_nothing_to_learn_is_zero_and_still_part_of_the_graph():
+    hidden, targets = batch()
+    total, count = frozen_head_loss(hidden, torch.full_like(targets, IGNORE), FrozenHead(tiny_decoder()))
+    total.backward()
+    assert count == 0 and float(total) == 0 and hidden.grad is not None and not hidden.grad.any()
+
+
+def test_evaluation_computes_no_gradient():
+    hidden, targets = batch()
+    head = FrozenHead(tiny_decoder())
+    with torch.no_grad():
+        total, _ = frozen_head_loss(hidden, targets, head)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, frozen_head_loss(hidden, targets, head)[0].detach())
+    assert not frozen_head_loss(hidden.detach(), targets, head)[0].requires_grad
+
+
+class Saved:
+    """A tensor that autograd keeps for backward."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_bytes(compute: Callable[[], Any]) -> int:
+    """Bytes that autograd still keeps for backward when `compute` is through, each storage once."""
+    alive: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        keep = compute()
+        storages = {one.tensor.untyped_storage().data_ptr(): one.tensor.untyped_storage().nbytes() for one in alive}
+    del keep
+    return sum(storages.values())
+
+
+def test_what_is_saved_for_backward_does_not_grow_with_the_vocabulary():
+    lm = tiny_decoder(vocab_size=4000, tie_word_embeddings=False)
+    head = FrozenHead(lm)
+    hidden = torch.randn(4, 128, WIDTH, requires_grad=True)
+    targets = torch.randint(0, 4000, (4, 128))
+    targets[:, :64] = IGNORE
+    ours = saved_bytes(lambda: frozen_head_loss(hidden, targets, head))
+    plainly = saved_bytes(lambda: plain(head(hidden), targets))
+    assert ours <= 256 * WIDTH * 4 + 8 * 2 * 512 * 2 and plainly > 50 * ours
+
+
+def test_bf16_hidden_states_get_bf16_gradients_and_an_fp32_loss():
+    lm = tiny_decoder()
+    hidden, targets = batch()
+    expected, _ = frozen_head_loss(hidden, targets, FrozenHead(lm))
+    half = hidden.detach().bfloat16().requires_grad_()
+    total, _ = frozen_head_loss(half, targets, FrozenHead(lm.bfloat16()))
+    total.backward()
+    assert total.dtype == torch.float32 and half.grad is not None and half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(total, expected, rtol=0.02, atol=0.1)

@@ -1,0 +1,54 @@
+import torch
+
+from multimodal.memory import AdapterMemory, CrossMemory, token_groups
+
+
+def memory() -> AdapterMemory:
+    """Two rows: text, image, text, two images, text; and a row with one image whose last memory token is padding."""
+    placeholders = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]], dtype=torch.bool)
+    kv = torch.arange(2 * 1 * 4 * 2.0).view(2, 1, 4, 2)
+    groups = torch.tensor([[1, 2, 2, 2], [1, 1, 1, -1]])
+    return AdapterMemory({3: kv}, {3: kv + 1}, groups, token_groups(placeholders))
+
+
+def test_groups_begin_at_placeholders_and_consecutive_ones_share():
+    assert memory().token_group.tolist() == [[0, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1]]
+    leading = torch.tensor([[True, True, False]])
+    assert token_groups(leading).tolist() == [[1, 1, 1]]
+
+
+def test_a_position_sees_its_own_group_and_nothing_else():
+    seen = memory().visible(torch.arange(6))
+    expected = [
+        [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]],
+        [[0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]],
+    ]
+    assert seen.mask_BTS.int().tolist() == expected
+    assert seen.row_valid_BT.int().tolist() == [[0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
+
+
+def test_generated_positions_inherit_the_last_prompt_column():
+    whole = memory().visible(torch.arange(9))
+    for column in range(5, 9):
+        assert torch.equal(whole.mask_BTS[:, column], whole.mask_BTS[:, 5])
+    step = memory().visible(torch.tensor([7]))
+    assert torch.equal(step.mask_BTS, whole.mask_BTS[:, 7:8])
+
+
+def test_a_group_without_memory_tokens_sees_nothing():
+    kv = torch.zeros(1, 1, 2, 2)
+    seen = AdapterMemory({0: kv}, {0: kv}, torch.tensor([[1, -1]]), torch.tensor([[1, 2, 2]])).visible(torch.arange(3))
+    assert seen.row_valid_BT.tolist() == [[True, False, False]]
+
+
+def test_expand_repeats_each_row_in_place():
+    one = CrossMemory({"image": memory()})
+    assert one.rows == 2
+    many, image = one.expand(3), memory()
+    assert many.rows == 6
+    expanded = many.by_adapter["image"]
+    for row in range(6):
+        assert torch.equal(expanded.keys[3][row], image.keys[3][row // 3])
+        assert torch.equal(expanded.values[3][row], image.values[3][row // 3])
+        assert torch.equal(expanded.memory_group[row], image.memory_group[row // 3])
+        assert torch.equal(expanded.token_group[row], image.token_group[row // 3])

@@ -1,0 +1,30 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multimodal.errors import UserError
+from multimodal.placement import cross_attention_layers
+
+
+def test_released_placements():
+    assert cross_attention_layers(32, 8) == [3, 7, 11, 15, 19, 23, 27, 31]
+    merged = [layer + i for i, layer in enumerate(cross_attention_layers(80, 20))]
+    assert merged == list(range(3, 99, 5))
+
+
+@given(st.integers(1, 200), st.data())
+def test_evenly_spaced_back_from_the_last_layer(n_layers: int, data: st.DataObject):
+    n_cross = data.draw(st.integers(1, n_layers))
+    layers = cross_attention_layers(n_layers, n_cross)
+    assert layers[-1] == n_layers - 1 and layers[0] >= 0 and len(layers) <= n_cross
+    assert len({b - a for a, b in pairwise(layers)}) <= 1
+    if n_layers % n_cross == 0:
+        assert len(layers) == n_cross
+
+
+@pytest.mark.parametrize("n_cross", [0, 5])
+def test_impossible_numbers_are_refused(n_cross: int):
+    with pytest.raises(UserError, match="expected 1 to 4"):
+        cross_attention_layers(4, n_cross)

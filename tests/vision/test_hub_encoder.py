@@ -1,0 +1,171 @@
+"""Encoders of `transformers`: parity with their own hidden states, one interface, each tile alone. Tiny random
+models, offline.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipConfig,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from multimodal.errors import UserError
+from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
+from vision.tiling import TileBatch, Tiles, batch_tiles
+
+SHAPE: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+PIXELS: dict[str, Any] = SHAPE | {"patch_size": 8, "image_size": 32}
+TEXT: dict[str, Any] = SHAPE | {"vocab_size": 30}
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "clip": lambda: CLIPModel(CLIPConfig(text_config=TEXT, vision_config=PIXELS)),
+    "clip vision": lambda: CLIPVisionModel(CLIPVisionConfig(**PIXELS)),
+    "siglip": lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=PIXELS)),
+    "siglip vision": lambda: SiglipVisionModel(SiglipVisionConfig(**PIXELS)),
+    "siglip2": lambda: Siglip2VisionModel(Siglip2VisionConfig(**SHAPE, patch_size=8, num_patches=16)),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**PIXELS)),
+    "dinov2 registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**PIXELS)),
+    "vit": lambda: ViTModel(ViTConfig(**PIXELS)),
+}
+TOKENS = {
+    "clip": 17,
+    "clip vision": 17,
+    "siglip": 16,
+    "siglip vision": 16,
+    "siglip2": 16,
+    "dinov2": 17,
+    "dinov2 registers": 21,
+    "vit": 17,
+}
+
+
+def build(name: str, **settings: Any) -> HubImageEncoder:
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too, so that a forgotten norm shows
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return HubImageEncoder(model, **settings).eval()
+
+
+def pictures(size: int = 32) -> list[Tiles]:
+    generator = torch.Generator().manual_seed(1)
+    grids = [(1, 1), (2, 2), (1, 2)]
+    return [Tiles(torch.randn(rows * cols, 3, size, size, generator=generator), (rows, cols)) for rows, cols in grids]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parity_with_the_models_own_hidden_states(name: str) -> None:
+    encoder = build(name, taps=(1, 3, 4), tap_norm=False)
+    batch = batch_tiles(pictures())
+    features = encoder(batch)
+    pixels = batch.pixels
+    inputs: dict[str, Any] = {"pixel_values": pixels}
+    if name == "siglip2":
+        patches = torch.stack(
+            [
+                tile[:, y : y + 8, x : x + 8].permute(1, 2, 0).flatten()
+                for tile in pixels
+                for y in range(0, 32, 8)
+                for x in range(0, 32, 8)
+            ]
+        )
+        inputs = {
+            "pixel_values": patches.view(len(pixels), 16, -1),
+            "pixel_attention_mask": torch.ones(len(pixels), 16, dtype=torch.long),
+            "spatial_shapes": torch.full((len(pixels), 2), 4),
+        }
+    output = encoder.model(**inputs, output_hidden_states=True)
+    final = output.last_hidden_state
+    if name.startswith("clip"):
+        final = encoder.model.get_submodule("post_layernorm")(final)  # what CLIP itself does to the class token
+        torch.testing.assert_close(final[:, 0], output.pooler_output)
+    expected = torch.cat([final, *(output.hidden_states[tap] for tap in (1, 3, 4))], dim=-1)
+    torch.testing.assert_close(features.tokens, expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_interface_and_each_picture_alone(name: str) -> None:
+    encoder = build(name)
+    assert encoder.tile_size == 32 and encoder.tokens_per_tile == TOKENS[name]
+    assert encoder.tap_layers == (1, 2, 3) and encoder.feature_dim == 64
+    features = encoder(batch_tiles(pictures()))
+    assert features.lengths == tuple(tiles * TOKENS[name] for tiles in (1, 4, 2))
+    assert features.tokens.shape == (sum(features.lengths), 64)
+    for together, picture in zip(features.split(), pictures(), strict=True):
+        torch.testing.assert_close(together, encoder(batch_tiles([picture])).tokens, atol=1e-5, rtol=1e-5)
+    hooks = [len(module._forward_hooks) for module in encoder.model.modules()]
+    encoder(batch_tiles(pictures()))
+    assert [len(module._forward_hooks) for module in encoder.model.modules()] == hooks
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "vit"])
+def test_another_tile_size_resizes_the_positions(name: str) -> None:
+    encoder = build(name, tile_size=48)
+    assert encoder.tokens_per_tile == TOKENS[name] - 16 + 36
+    assert encoder(batch_tiles(pictures(48))).tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+def test_gradients_reach_the_layers_and_checkpointing_equals(name: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = build(name).train()
+        if checkpointing:
+            encoder.enable_gradient_checkpointing()
+        encoder(batch_tiles(pictures())).tokens.square().mean().backward()
+        gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+    assert sum("layer" in n for n in gradients[0]) > 20 and gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][key])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+def test_from_a_folder_with_its_own_pixel_statistics(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    MODELS[name]().save_pretrained(tmp_path)
+    encoder = HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path), taps=(2,)))
+    assert encoder.pixel_mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-3)  # no processor: CLIP's
+    processor = (
+        '{"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}'
+    )
+    (tmp_path / "preprocessor_config.json").write_text(processor)
+    again = HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path), taps=(2,)))
+    assert again.pixel_mean == (0.1, 0.2, 0.3) and again.pixel_std == (0.4, 0.5, 0.6)
+    batch = batch_tiles(pictures())
+    assert torch.equal(again.eval()(batch).tokens, encoder.eval()(batch).tokens)
+
+
+def test_bad_input_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="multiple of its patch_size"):
+        build("clip", tile_size=30)
+    with pytest.raises(UserError, match="from 1 to 4"):
+        build("clip", taps=(5,))
+    with pytest.raises(UserError, match="expected 32 x 32"):
+        build("clip")(TileBatch(torch.zeros(1, 3, 16, 16), [(1, 1)]))
+    resnet = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(UserError, match="vision transformer"):
+        HubImageEncoder(resnet)

@@ -1,0 +1,103 @@
+"""Caption pictures with a trained adapter, and look where each word looked."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from multimodal.attention_weights import record_cross_attention
+from multimodal.batch import Sample, Turn
+from multimodal.errors import UserError
+from multimodal.model import MultimodalModel
+from vision.attention_map import attention_heat, draw_attention, merge_tokens
+from vision.captioning import CAPTION_PROMPT, Turns
+from vision.encoder import ImageEncoder
+from vision.picture import PictureSource, open_picture
+from vision.tiling import Tiles
+
+PICTURE_SUFFIXES = frozenset(Image.registered_extensions())
+
+
+def find_pictures(paths: Sequence[str]) -> list[Path]:
+    """Picture files named by paths, folders (all pictures below) and globs, in order, none twice.
+
+    Raises:
+        UserError: a path matches nothing, or a folder holds no picture.
+    """
+    found: dict[Path, None] = {}
+    for text in paths:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        elif path.exists():
+            files = [path]
+        else:
+            base = Path(path.anchor) if path.is_absolute() else Path()
+            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
+            files = sorted(p for p in base.glob(pattern) if p.is_file())
+        if not files:
+            raise UserError(f"{text}: no picture found; expected a picture file, a folder with pictures, or a glob")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def caption_pictures(
+    model: MultimodalModel,
+    pictures: Sequence[PictureSource],
+    *,
+    prompt: str = CAPTION_PROMPT,
+    batch_size: int = 16,
+    **options: Any,
+) -> Iterator[tuple[int, str | UserError]]:
+    """Yields (position, caption) in order; for a picture that cannot be read the error instead of a caption."""
+    turns, modality = Turns(model), model.modalities["image"]
+    for start in range(0, len(pictures), batch_size):
+        ready: list[tuple[int, Sample]] = []
+        broken: dict[int, UserError] = {}
+        for i, picture in enumerate(pictures[start : start + batch_size], start):
+            try:
+                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turns(prompt, None),))))  # type: ignore[operator]
+            except UserError as error:
+                broken[i] = error
+        texts = model.generate([sample for _, sample in ready], **options) if ready else []
+        done: dict[int, str | UserError] = dict(zip((i for i, _ in ready), texts, strict=True)) | broken
+        yield from sorted(done.items())
+
+
+@torch.no_grad()
+def attention_picture(
+    model: MultimodalModel, picture: PictureSource, caption: str, *, prompt: str = CAPTION_PROMPT
+) -> Image.Image:
+    """The picture once per word of the caption, bright where the word looked: mean over layers and heads.
+
+    Raises:
+        UserError: the encoder gives more tokens than its patches and a class token, so that they cannot be placed.
+    """
+    modality: Any = model.modalities["image"]
+    rgb = open_picture(picture)
+    tiles: Tiles = modality.prepare(rgb)
+    sides = _patch_side(modality.encoder)
+    turn: Turn = Turns(model)(prompt, caption)
+    ids = turn.answer[:-1]
+    batch = model.collate([Sample({"image": (tiles,)}, (turn,))]).to(model.device)
+    with record_cross_attention(model.decoder.adapters["image"].layers.values()) as looks:  # type: ignore[union-attr, arg-type]
+        model.decoder.hidden(batch.input_ids, batch.attention_mask, memory=model.memory(batch))
+    weights_TS = torch.stack(looks).mean(0)[0, len(turn.prompt) - 1 :][: len(ids)].float().cpu()
+    pieces = [model.tokenizer.decode([token]) for token in ids]
+    words, weights_WS = merge_tokens([str(piece) for piece in pieces], weights_TS)
+    heat = attention_heat(weights_WS, grid=tiles.grid, patches_per_side=sides)
+    rows, columns = tiles.grid
+    fitted = modality.tiling.fit(*rgb.size)
+    canvas = (columns * modality.tiling.tile_size, rows * modality.tiling.tile_size)
+    return draw_attention(rgb, words, heat, (fitted[0] / canvas[0], fitted[1] / canvas[1]))
+
+
+def _patch_side(encoder: Any) -> int:
+    if isinstance(encoder, ImageEncoder):
+        return encoder.config.patch_side
+    side = encoder.tile_size // encoder.model.config.patch_size
+    if encoder.tokens_per_tile != side * side + 1:
+        raise UserError(f"{encoder.tokens_per_tile} tokens a tile: expected {side * side} patches and a class token")
+    return side

@@ -1,0 +1,96 @@
+"""The report page of captioning: pictures with captions, references, answers and attention, beside all numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from multimodal.chart import Chart
+from multimodal.metrics import Evaluation, normalise_answer
+from multimodal.model import MultimodalModel
+from multimodal.report import Answer, Card, DecoderProof, Headline, Report, ScoreRow, image_media, run_facts
+from vision.caption_pictures import attention_picture
+from vision.captioning import Asked
+from vision.picture import PictureSource, open_picture
+from vision.tiling import Tiles, Tiling
+
+LABELS = {
+    "object_f1": "objects named in the caption, F1 of (colour, shape)",
+    "qa_accuracy": "questions answered exactly",
+    "cider_d": "CIDEr-D",
+    "bleu4": "BLEU-4",
+}
+
+
+def untile(tiles: Tiles, tiling: Tiling) -> Image.Image:
+    """The canvas that the tiles were cut from, as a picture."""
+    (rows, columns), size = tiles.grid, tiles.pixels.shape[-1]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tiling.mean, tiling.std))
+    pixels: Tensor = (tiles.pixels * std + mean).clamp(0, 1).mul(255).round().byte()
+    canvas = pixels.view(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
+    return Image.fromarray(canvas.numpy())
+
+
+def caption_cards(
+    model: MultimodalModel,
+    evaluations: Sequence[Evaluation[Asked]],
+    shown: Sequence[int],
+    *,
+    pictures: Mapping[str, PictureSource] | None = None,
+) -> tuple[Card, ...]:
+    """Cards of the samples `shown` of the first evaluation, with the answers of the others about the same pictures.
+
+    `pictures` gives the originals by source; without them the tiles are put together again.
+    """
+    captions, others = evaluations[0], evaluations[1:]
+    tiling: Any = model.modalities["image"].tiling
+    cards = []
+    for i in shown:
+        asked, said = captions.samples[i], captions.predictions[i]
+        picture = open_picture(pictures[asked.source]) if pictures else untile(asked.image, tiling)
+        answers = tuple(
+            Answer(q.prompt, text, q.references[0], normalise_answer(text) == normalise_answer(q.references[0]))
+            for evaluation in others
+            for q, text in zip(evaluation.samples, evaluation.predictions, strict=True)
+            if q.source == asked.source
+        )
+        insight = ()
+        if said:
+            insight = (image_media(attention_picture(model, picture, said, prompt=asked.prompt), max_side=1200),)
+        cards.append(
+            Card((image_media(picture),), said, asked.references, answers=answers, insight=insight, title=asked.source)
+        )
+    return tuple(cards)
+
+
+def caption_report(
+    *,
+    title: str,
+    evaluations: Sequence[Evaluation[Asked]],
+    cards: tuple[Card, ...],
+    cards_note: str,
+    seed: int,
+    seconds: float,
+    peak_memory_mb: float,
+    subtitle: str = "",
+    charts: tuple[Chart, ...] = (),
+    decoder: DecoderProof | None = None,
+) -> Report:
+    """The page: headline numbers, scores with their controls, charts, cards, facts of the run."""
+    scores = [score for evaluation in evaluations for score in evaluation.scores.values()]
+    return Report(
+        title=title,
+        subtitle=subtitle,
+        headlines=tuple(
+            Headline(f"{s.score:.3f}", LABELS.get(s.name, s.name), f"shuffled {s.shuffled:.3f}, blank {s.blank:.3f}")
+            for s in scores
+        ),
+        scores=tuple(ScoreRow(s, LABELS.get(s.name, s.name)) for s in scores),
+        charts=charts,
+        cards=cards,
+        cards_note=cards_note,
+        decoder=decoder,
+        facts=run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb),
+    )

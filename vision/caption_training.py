@@ -1,0 +1,203 @@
+"""The two stages of image-adapter training: initial, then annealing at a higher tile resolution.
+
+Llama 3 paper, section 7.3 / spec A4.6. Annealing starts from the weights of the first stage with a fresh optimizer.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from multimodal.config import dump
+from multimodal.data.order import SampleSource
+from multimodal.errors import UserError
+from multimodal.model import MultimodalModel
+from multimodal.pretrained import BUILTIN, load_decoder
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import TrainResult, train
+from multimodal.train.precision import resolve_device, resolve_precision
+from vision.caption_data import CaptionImages, ImageTextSample, read_captions
+from vision.caption_tables import Columns
+from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
+from vision.image_adapter import ImageAdapterConfig
+from vision.image_modality import EncoderOptions, ImageConfig
+from vision.tiling import Augment
+
+SCENES = "scenes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where captioned pictures come from and how they are used."""
+
+    source: str = SCENES
+    """"scenes" (built in), a folder with pictures and a captions table, a JSONL manifest, or a data set of the hub."""
+    train_split: str = "train"
+    dev_split: str = "dev"
+    """Evaluated during training, with controls. Never the split that is reported."""
+    dev_count: int = 100
+    """Pictures of the dev split that are used; 0 = none."""
+    columns: Columns = field(default_factory=Columns)
+    on_error: Literal["skip", "fail"] = "skip"
+    """A broken picture is skipped, counted and reported, or ends the run."""
+    captions: int = 1
+    """Captions of a picture learnt in one step; the picture is encoded once for all of them."""
+    flip: bool = False
+    """Mirror half of the pictures. Makes "left" and "right" wrong."""
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Random crops of this part of the area."""
+    scenes: int = 20000
+    """Built-in scenes in an epoch."""
+    scene_size: int = 64
+    """Their size in pixels."""
+    questions: int = 3
+    """Questions about a built-in scene learnt in one step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealConfig:
+    """The second stage; 0 steps leave it out."""
+
+    steps: int = 0
+    tile_size: int = 0
+    """Pixels of a tile; 0 = as before."""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Peak rates; those not named are a fifth of the first stage's."""
+    batch_size: int = 0
+    """0 = as before."""
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningConfig:
+    """Train an image adapter on a frozen decoder."""
+
+    run_dir: Path
+    """Folder for logs, checkpoints and the adapter."""
+    train: TrainConfig
+    decoder: str = BUILTIN
+    """"builtin", a folder, or a name of the hub."""
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    anneal: AnnealConfig = field(default_factory=AnnealConfig)
+    stretch: bool = False
+    """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+def build_model(config: CaptioningConfig) -> MultimodalModel:
+    """The frozen decoder with a new image adapter, on the device of the run."""
+    device = resolve_device(config.train.device)
+    precision = resolve_precision(config.train.precision, device)
+    # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    decoder, tokenizer = load_decoder(config.decoder, dtype=dtype, device=device)
+    torch.manual_seed(config.train.seed)
+    model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
+    model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))
+    if config.checkpointing:
+        decoder.enable_gradient_checkpointing()
+        model.modalities["image"].encoder.enable_gradient_checkpointing()  # type: ignore[operator, union-attr]
+    return model
+
+
+def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSource:
+    """The samples of one stage, tiled as the model wants them now.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    data = config.data
+    if data.source == SCENES:
+        return SceneSamples(
+            model, count=data.scenes, size=data.scene_size, seed=config.train.seed, questions=data.questions
+        )
+    records = read_captions(data.source, split=data.train_split, columns=data.columns)
+    images = CaptionImages(
+        records,
+        model.modalities["image"].tiling,  # type: ignore[arg-type]
+        on_error=data.on_error,
+        augment=Augment(flip=data.flip, crop_scale=data.crop_scale),
+    )
+    return CaptionSamples(model, images, captions=data.captions)
+
+
+def read_asked(
+    model: MultimodalModel,
+    source: str,
+    *,
+    split: str,
+    count: int,
+    columns: Columns,
+    on_error: Literal["skip", "fail"] = "skip",
+) -> list[Asked]:
+    """The first `count` pictures of a split to caption (0 = all)."""
+    records = read_captions(source, split=split, columns=columns)
+    images = CaptionImages(records[:count] if count else records, model.modalities["image"].tiling, on_error=on_error)  # type: ignore[arg-type]
+    found = (images.sample(i, random.Random(i)) for i in range(len(images)))
+    samples = [s for s in found if isinstance(s, ImageTextSample)]
+    if not samples:
+        raise UserError(f"{source}: no readable picture in split {split}")
+    return ask_captions(samples)
+
+
+def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConfig, name: str) -> TrainResult:
+    data = config.data
+
+    def evaluate(step: int) -> dict[str, float]:
+        if data.source == SCENES or not data.dev_count:
+            return {}
+        asked = read_asked(model, data.source, split=data.dev_split, count=data.dev_count, columns=data.columns)
+        return evaluate_with_controls(model, asked, max_new_tokens=32).metrics()
+
+    return train(
+        task=model,
+        dataset=training_data(model, config),
+        collate=model.collate,
+        config=settings,
+        run_dir=config.run_dir / name,
+        resume=config.resume,
+        evaluate=evaluate,
+        config_yaml=dump(config),
+    )
+
+
+def train_captioning(
+    config: CaptioningConfig, *, report: Callable[[str], None] = print
+) -> tuple[MultimodalModel, TrainResult]:
+    """Both stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    model = build_model(config)
+    sha256 = model.decoder.sha256()
+    result = _stage(config, model, config.train, "initial")
+    anneal = config.anneal
+    if anneal.steps:
+        if anneal.tile_size:
+            model.modalities["image"].resize_tiles(anneal.tile_size)  # type: ignore[operator]
+        rates = {part: rate / 5 for part, rate in config.train.learning_rates.items()} | anneal.learning_rates
+        settings = replace(
+            config.train,
+            steps=anneal.steps,
+            learning_rates=rates,
+            batch_size=anneal.batch_size or config.train.batch_size,
+            max_minutes=anneal.max_minutes,
+        )
+        result = _stage(config, model, settings, "anneal")
+    if model.decoder.sha256() != sha256:
+        raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
+    recipe: Mapping[str, Any] = asdict(config)
+    model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=result.metrics)
+    if result.skipped:
+        report(f"{result.skipped} samples with broken pictures were skipped")
+    report(f"adapter saved in {config.run_dir / 'adapter'} ({result.steps} steps, {result.seconds:.0f} s)")
+    return model, result

@@ -1,0 +1,171 @@
+"""What an image adapter is trained and judged on: captions of pictures, and questions about them."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multimodal.batch import Sample, Turn
+from multimodal.messages import Message, Prompt, encode_prompt
+from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
+from multimodal.model import MultimodalModel
+from vision.caption_data import CaptionImages, ImageTextSample
+from vision.scene_language import caption, object_f1, question_answer
+from vision.scenes import Scene, Split, scene_sample
+from vision.tiling import Tiles
+
+CAPTION_PROMPT = "Describe the image."
+
+
+class Turns:
+    """Makes turns about one or several pictures; encodes each prompt once, since most are the same."""
+
+    def __init__(self, model: MultimodalModel) -> None:
+        self.model = model
+        self._prompts: dict[tuple[str, int], Prompt] = {}
+
+    def __call__(self, text: str, answer: str | None, *, pictures: int = 1) -> Turn:
+        messages = self._messages(text, pictures)
+        key = (text, pictures)
+        if key not in self._prompts:
+            if len(self._prompts) > 10_000:
+                self._prompts.clear()
+            self._prompts[key] = encode_prompt(messages, self.model.vocabulary)
+        return self.model.turn(messages, self._prompts[key], answer)
+
+    @staticmethod
+    def _messages(text: str, pictures: int) -> list[Message]:
+        images = [{"type": "image", "image": None} for _ in range(pictures)]
+        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+class CaptionSamples:
+    """Captioned pictures as training samples: a picture is encoded once for several of its captions.
+
+    Args:
+        captions: turns per picture and epoch, drawn from its captions; all of them if there are fewer.
+        text_only: share of samples without their pictures, which keep text and media in one batch.
+    """
+
+    def __init__(
+        self, model: MultimodalModel, images: CaptionImages, *, prompt: str = CAPTION_PROMPT, captions: int = 1
+    ) -> None:
+        self.images, self.captions, self.prompt = images, captions, prompt
+        self.turns = Turns(model)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, rng: random.Random) -> Sample | None:
+        found = self.images.sample(index, rng)
+        if found is None:
+            return None
+        texts = rng.sample(found.captions, min(self.captions, len(found.captions)))
+        question = found.question or self.prompt
+        turns = tuple(self.turns(question, text, pictures=len(found.images)) for text in texts)
+        return Sample({"image": found.images}, turns)
+
+
+@dataclass(frozen=True)
+class SceneSamples:
+    """Built-in scenes as training samples: one caption and some questions about each."""
+
+    model: MultimodalModel
+    count: int
+    size: int | tuple[int, int]
+    seed: int
+    questions: int = 3
+    split: Split = "train"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int, rng: random.Random) -> Sample:
+        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
+        turns = Turns(self.model)
+        asked = [question_answer(scene, rng) for _ in range(self.questions)]
+        return Sample(
+            {"image": (self.model.modalities["image"].prepare(picture),)},  # type: ignore[operator]
+            (turns(CAPTION_PROMPT, caption(scene, rng)), *(turns(q, a) for q, a in asked)),
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One thing to ask of one picture, with everything that counts as right. `source` tells pictures apart."""
+
+    image: Tiles
+    prompt: str
+    references: tuple[str, ...]
+    source: str
+    scene: Scene | None = None
+
+
+def ask_scenes(
+    model: MultimodalModel, *, count: int, size: int | tuple[int, int], seed: int
+) -> tuple[list[Asked], list[Asked]]:
+    """Held-out scenes to caption, and two questions about each to answer."""
+    captions, questions = [], []
+    for index in range(count):
+        picture, scene, rng = scene_sample(index, seed=seed, split="held_out", size=size)
+        tiles = model.modalities["image"].prepare(picture)  # type: ignore[operator]
+        name = f"scene {index}"
+        captions.append(Asked(tiles, CAPTION_PROMPT, (caption(scene, rng),), name, scene))
+        for _ in range(2):
+            question, answer = question_answer(scene, rng)
+            questions.append(Asked(tiles, question, (answer,), name, scene))
+    return captions, questions
+
+
+def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PROMPT) -> list[Asked]:
+    """Captioned pictures to caption again; all their captions are references."""
+    return [Asked(s.tiles, s.question or prompt, s.captions, s.id) for s in samples]
+
+
+def answer_all(
+    model: MultimodalModel, asked: Sequence[Asked], media_from: Sequence[int | None], *, batch_size: int, **options: Any
+) -> list[str]:
+    """What the model says, each sample shown the picture of sample `media_from[i]`, or a blank one for None."""
+    turns = Turns(model)
+    samples = []
+    for one, source in zip(asked, media_from, strict=True):
+        tiles = model.modalities["image"].blank(one.image) if source is None else asked[source].image  # type: ignore[operator]
+        samples.append(Sample({"image": (tiles,)}, (turns(one.prompt, None),)))
+    texts: list[str] = []
+    for start in range(0, len(samples), batch_size):
+        texts += model.generate(samples[start : start + batch_size], **options)
+    return texts
+
+
+def _score_captions(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, float]:
+    references = [list(one.references) for one in asked]
+    scores = {"cider_d": cider_d(texts, references), "bleu4": bleu4(texts, references)}
+    scenes = [one.scene for one in asked if one.scene is not None]
+    return scores | ({"object_f1": object_f1(texts, scenes)} if len(scenes) == len(texts) else {})
+
+
+def _score_answers(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, float]:
+    return {"qa_accuracy": exact_match(texts, [one.references[0] for one in asked])}
+
+
+def evaluate_with_controls(
+    model: MultimodalModel,
+    asked: Sequence[Asked],
+    *,
+    answers: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+    **options: Any,
+) -> Evaluation[Asked]:
+    """Captions (CIDEr-D, BLEU-4, object F1 on scenes) or answers (exact match), each beside its two controls.
+
+    The controls show the model another sample's picture, and a blank one. Options are those of `generate`.
+    """
+    model.eval()
+    return with_controls(
+        _score_answers if answers else _score_captions,
+        lambda samples, media_from: answer_all(model, samples, media_from, batch_size=batch_size, **options),
+        asked,
+        random.Random(f"controls/{seed}"),
+        media_of=lambda one: one.source,
+    )

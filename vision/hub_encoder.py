@@ -1,0 +1,217 @@
+"""Any plain vision transformer of `transformers` as image encoder: CLIP, SigLIP, SigLIP 2, DINOv2 and kin.
+
+Same interface as `vision.encoder.ImageEncoder`: `forward(TileBatch) -> ImageFeatures`, `tile_size`, `tokens_per_tile`,
+`feature_dim`. Each tile is encoded alone at one fixed size, so nothing is padded and a picture's features never depend
+on its neighbours. Taps are taken by hooks, which keep the tapped layers' outputs only. What truly differs between
+families is data: the table `FAMILIES`.
+
+Legend: T tiles, L tokens of a tile (as the model orders them), D width of the model, C = D * (1 + taps).
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+
+from multimodal.errors import UserError
+from vision.encoder import ImageFeatures, expect_tile_size, resolve_taps
+from vision.tiling import CLIP_MEAN, CLIP_STD, RGB, TileBatch
+
+
+@dataclass(frozen=True)
+class HubEncoderConfig:
+    """Which vision encoder to take, and how to read it."""
+
+    name: str
+    """Hub name or folder."""
+    tile_size: int | None = None
+    """Pixels; None: the size it was trained at."""
+    taps: tuple[int, ...] | None = None
+    """Layer outputs, counted from 1, that join the final features; None: the paper's relative depths."""
+    tap_norm: bool = True
+    """A LayerNorm on each tap (spec A2.6.3)."""
+
+
+def _as_image(pixels: Tensor, _patch: int) -> dict[str, Any]:
+    return {"pixel_values": pixels}
+
+
+def _as_patches(pixels: Tensor, patch: int) -> dict[str, Any]:
+    """Patches as rows of (y, x, channel) values with the grid they came from: the input of variable-resolution
+    models.
+    """
+    side = pixels.shape[-1] // patch
+    patches = pixels.unflatten(3, (side, patch)).unflatten(2, (side, patch)).permute(0, 2, 4, 3, 5, 1)
+    patches = patches.reshape(len(pixels), side * side, -1)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device),
+        "spatial_shapes": torch.full((len(pixels), 2), side, device=pixels.device),
+    }
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of models does in its own way.
+
+    final_norm: module to apply to `last_hidden_state`, where the model normalises its pooled vector alone. inputs:
+    tiles to keyword arguments. image_size: native tile size in pixels from the model's config.
+    """
+
+    final_norm: str | None = None
+    inputs: Callable[[Tensor, int], dict[str, Any]] = _as_image
+    image_size: Callable[[Any], int] = lambda config: config.image_size
+
+
+FAMILIES = {
+    "clip_vision_model": Family(final_norm="post_layernorm"),
+    "siglip2_vision_model": Family(
+        inputs=_as_patches, image_size=lambda config: round(config.num_patches**0.5) * config.patch_size
+    ),
+}
+
+
+class HubImageEncoder(nn.Module):
+    """A vision transformer of `transformers`, read at several depths (spec A2.1 for the taps).
+
+    Args:
+        model: a vision model, or one with a vision tower (CLIP, SigLIP ...), of which the tower alone is kept.
+        tile_size, taps, tap_norm: as in `HubEncoderConfig`.
+        pixel_mean, pixel_std: how the model wants its pixels normalised; give them to `Tiling(mean=, std=)`.
+
+    Raises:
+        UserError: the model is not a plain vision transformer, or the tile size or taps do not fit it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        tile_size: int | None = None,
+        taps: tuple[int, ...] | None = None,
+        tap_norm: bool = True,
+        pixel_mean: RGB = CLIP_MEAN,
+        pixel_std: RGB = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        self.model: PreTrainedModel = model.get_encoder(modality="image")  # pyright: ignore[reportAttributeAccessIssue]
+        config = self.model.config
+        kind = config.model_type
+        for field in ("hidden_size", "num_hidden_layers", "patch_size"):
+            if not isinstance(getattr(config, field, None), int):
+                raise UserError(
+                    f"vision encoder: found {kind!r} without a plain {field}, expected a vision transformer"
+                )
+        self.family = FAMILIES.get(kind, Family())
+        self.tile_size = tile_size or self.family.image_size(config)
+        if self.tile_size % config.patch_size:
+            raise UserError(
+                f"vision encoder: tile_size {self.tile_size} is not a multiple of its patch_size {config.patch_size}"
+            )
+        self.tap_layers = resolve_taps(taps, config.num_hidden_layers)
+        self._layers()
+        self.tap_norms = nn.ModuleList(
+            nn.LayerNorm(config.hidden_size, eps=1e-5) if tap_norm else nn.Identity() for _ in self.tap_layers
+        )
+        self._resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
+        self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
+
+    @classmethod
+    def from_pretrained(cls, config: HubEncoderConfig) -> "HubImageEncoder":
+        """Load `config.name` from a folder or the hub, in fp32, with the pixel statistics of its processor.
+
+        Raises:
+            UserError: no such model, or one that is not a plain vision transformer.
+        """
+        try:
+            model = AutoModel.from_pretrained(config.name, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"vision encoder {config.name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        mean, std = pixel_statistics(config.name)
+        return cls(
+            model,
+            tile_size=config.tile_size,
+            taps=config.taps,
+            tap_norm=config.tap_norm,
+            pixel_mean=mean,
+            pixel_std=std,
+        )
+
+    @property
+    def feature_dim(self) -> int:
+        """C: width of a token of `ImageFeatures`."""
+        return self.model.config.hidden_size * (1 + len(self.tap_layers))
+
+    @cached_property
+    def tokens_per_tile(self) -> int:
+        """Tokens the model gives for one tile (class token and registers included), counted on a blank one."""
+        with torch.no_grad():
+            weight = next(self.model.parameters())
+            blank = torch.zeros(1, 3, self.tile_size, self.tile_size, device=weight.device)
+            return self._encode(blank)[0].shape[1]
+
+    def forward(self, batch: TileBatch) -> ImageFeatures:
+        """Features of every picture: the model's final normed states first, then the taps.
+
+        Raises:
+            UserError: tiles of another size than `tile_size`.
+        """
+        expect_tile_size(batch, self.tile_size)
+        final_TLD, taps = self._encode(batch.pixels)
+        normed = [norm(tap_TLD) for norm, tap_TLD in zip(self.tap_norms, taps, strict=True)]
+        tokens_TLC = torch.cat([final_TLD, *normed], dim=-1)
+        return ImageFeatures(tokens_TLC.flatten(0, 1), tuple(tiles * tokens_TLC.shape[1] for tiles in batch.lengths))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass instead of keeping its activations."""
+        # The newer of the two names warns under the older one, and transformers 5.17 knows the older one alone.
+        older = self.model.gradient_checkpointing_enable
+        getattr(self.model, "activation_checkpointing_enable", older)({"use_reentrant": False})
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Final normed states [T, L, D] and the raw outputs of the tapped layers."""
+        inputs = self.family.inputs(pixels, self.model.config.patch_size)
+        if self._resizes:
+            inputs["interpolate_pos_encoding"] = self.tile_size != self.family.image_size(self.model.config)
+        kept: dict[int, Tensor] = {}
+
+        def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                kept[number] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        layers = self._layers()
+        with ExitStack() as hooks:  # only for this call: nothing stays on the model
+            for number in self.tap_layers:
+                hooks.enter_context(layers[number - 1].register_forward_hook(keep(number)))
+            final_TLD = self.model(**inputs).last_hidden_state
+        if self.family.final_norm:
+            final_TLD = getattr(self.model, self.family.final_norm)(final_TLD)
+        return final_TLD, [kept[number] for number in self.tap_layers]
+
+    def _layers(self) -> nn.ModuleList:
+        """The stack of transformer layers: the one module list as long as the model is deep."""
+        depth = self.model.config.num_hidden_layers
+        stacks = [
+            module for module in self.model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+        ]
+        if not stacks:
+            raise UserError(f"vision encoder: found no stack of {depth} layers in {type(self.model).__name__}")
+        return stacks[0]
+
+
+def pixel_statistics(name: str) -> tuple[RGB, RGB]:
+    """Mean and std of the image processor beside a model; CLIP's where it has none."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError):
+        return CLIP_MEAN, CLIP_STD
+    mean, std = ((float(r), float(g), float(b)) for r, g, b in (processor.image_mean, processor.image_std))
+    return mean, std

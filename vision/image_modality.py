@@ -1,0 +1,187 @@
+"""Pictures as a modality of `MultimodalModel`: tiling, image encoder and image adapter in one place."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from multimodal.batch import MediaBatch
+from multimodal.decoder import FrozenDecoder
+from multimodal.errors import UserError
+from multimodal.layers import TanhGate
+from multimodal.memory import AdapterMemory
+from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
+from vision.image_adapter import DecoderSizes, ImageAdapter, ImageAdapterConfig
+from vision.picture import PictureSource, open_picture
+from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
+
+ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
+
+
+@dataclass(frozen=True)
+class EncoderOptions(ImageEncoderConfig):
+    """The image encoder: Graft's own with these sizes, or one of `transformers` by name."""
+
+    name: str = ""
+    """Hub name or folder of a vision encoder of transformers (CLIP, SigLIP, DINOv2 ...); empty: Graft's own."""
+    weights: Path | None = None
+    """Folder written by pretrain_image_encoder, to start from. Its sizes must be these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """How pictures reach the decoder."""
+
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
+    stretch: bool = False
+    """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageConfig":
+        """The inverse of `to_dict`."""
+        encoder = dict(values["encoder"])
+        encoder["taps"] = None if encoder["taps"] is None else tuple(encoder["taps"])
+        return cls(
+            encoder=EncoderOptions(**encoder),
+            adapter=ImageAdapterConfig(**values["adapter"]),
+            stretch=values["stretch"],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `adapter_config.json`. Where the encoder's first weights came from does not matter afterwards."""
+        values = asdict(self)
+        values["encoder"]["weights"] = None
+        return values
+
+
+def decoder_sizes(decoder: FrozenDecoder) -> DecoderSizes:
+    """Sizes from the decoder's own configuration, whatever its family calls them."""
+    config = decoder.lm.config.get_text_config()
+    heads = config.num_attention_heads
+    return DecoderSizes(
+        width=decoder.dim,
+        layers=decoder.n_layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        ffn=config.intermediate_size,
+        eps=getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", 1e-5),
+    )
+
+
+class ImageModality(nn.Module):
+    """Image encoder, image adapter and the tiling that goes with them.
+
+    Args:
+        config: sizes, or the name of an encoder.
+        sizes: of the decoder.
+
+    Raises:
+        UserError: the encoder cannot be loaded, or does not fit the sizes.
+    """
+
+    kind = "image"
+
+    def __init__(self, config: ImageConfig, sizes: DecoderSizes) -> None:
+        super().__init__()
+        self.config = config
+        options = config.encoder
+        self.encoder: ImageEncoder | HubImageEncoder
+        if options.name:
+            # The built-in tile size means nothing to a foreign encoder: its own is taken.
+            self.encoder = HubImageEncoder.from_pretrained(
+                HubEncoderConfig(options.name, taps=options.taps, tap_norm=options.tap_norm)
+            )
+        else:
+            self.encoder = ImageEncoder(options)
+            if options.weights is not None:
+                load_encoder(self.encoder, options.weights)
+        self.adapter = ImageAdapter(config.adapter, decoder=sizes, feature_dim=self.encoder.feature_dim)
+        self.tiling = self._tiling()
+
+    @classmethod
+    def create(cls, config: ImageConfig | Mapping[str, Any], decoder: FrozenDecoder) -> "ImageModality":
+        """For a decoder, from a configuration or what `to_dict` made of one."""
+        config = config if isinstance(config, ImageConfig) else ImageConfig.from_dict(config)
+        return cls(config, decoder_sizes(decoder))
+
+    def _tiling(self) -> Tiling:
+        return Tiling(
+            tile_size=self.encoder.tile_size,
+            max_tiles=self.config.encoder.max_tiles,
+            stretch=self.config.stretch,
+            mean=self.encoder.pixel_mean,
+            std=self.encoder.pixel_std,
+        )
+
+    def resize_tiles(self, tile_size: int) -> None:
+        """Go on at another tile size (annealing at higher resolution, spec A4.6); positions are interpolated.
+
+        Raises:
+            UserError: the encoder is not Graft's own.
+        """
+        if not isinstance(self.encoder, ImageEncoder):
+            raise UserError(f"tile size {tile_size}: the tile size of {self.config.encoder.name} is fixed")
+        self.encoder = self.encoder.resized(tile_size)
+        self.config = replace(self.config, encoder=replace(self.config.encoder, tile_size=tile_size))
+        self.tiling = self._tiling()
+
+    def prepare(self, source: PictureSource) -> Tiles:
+        """A picture, from a path or in memory, as tiles.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return self.tiling.tile(open_picture(source))
+
+    def blank(self, item: Tiles) -> Tiles:
+        """The same tiles with nothing on them, for the blank control."""
+        return replace(item, pixels=torch.zeros_like(item.pixels))
+
+    def collate(self, items: Sequence[Tiles]) -> TileBatch:
+        return batch_tiles(items)
+
+    def memory(self, batch: MediaBatch) -> AdapterMemory:
+        """Keys and values of a batch of pictures. A frozen encoder runs without gradient."""
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        with torch.set_grad_enabled(trained):
+            features = self.encoder(batch.items)
+        return self.adapter.memory(features, batch)
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""
+        gates = {f"{name}.weight" for name, module in self.adapter.named_modules() if isinstance(module, TanhGate)}
+        adapter = list(self.adapter.named_parameters())
+        return {
+            "adapter": [(f"adapter.{n}", p) for n, p in adapter if n not in gates],
+            "gates": [(f"adapter.{n}", p) for n, p in adapter if n in gates],
+            "encoder": [(f"encoder.{n}", p) for n, p in self.encoder.named_parameters()],
+        }
+
+    def gate_values(self) -> dict[str, float]:
+        """tanh of each gate; growing gates with a flat loss mean that the learning rate is too high (spec A4.7.5)."""
+        return {
+            f"gate.{name}": torch.tanh(module.weight.detach()).item()
+            for name, module in self.adapter.named_modules()
+            if isinstance(module, TanhGate)
+        }
+
+
+def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
+    """Load the weights that `pretrain_image_encoder` saved.
+
+    Raises:
+        UserError: no such file, or weights of other sizes.
+    """
+    file = folder / ENCODER_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
+    try:
+        encoder.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit the encoder's sizes: {str(error).splitlines()[1].strip()}") from None
