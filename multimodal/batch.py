@@ -77,10 +77,13 @@ def _lay_out(kind: str, samples: Sequence[Sample], modality: Any, is_placeholder
     items: list[Any] = []
     rows: list[tuple[tuple[int, int], ...]] = []
     for sample in samples:
+        own = sample.media.get(kind, ())
         for turn in sample.turns:
-            positions = [len(items) + p for p in turn.media.get(kind, ())]
-            rows.append(tuple(zip(positions, group_of[len(rows)], strict=True)))
-        items += sample.media.get(kind, ())
+            positions, groups = turn.media.get(kind, ()), group_of[len(rows)]
+            if len(positions) != len(groups) or not all(0 <= p < len(own) for p in positions):
+                raise ValueError(f"{len(groups)} {kind} placeholders for the media {positions} of {len(own)}")
+            rows.append(tuple((len(items) + p, group) for p, group in zip(positions, groups, strict=True)))
+        items += own
     return MediaBatch(modality.collate(items), tuple(rows), token_group) if items else None
 
 
@@ -100,12 +103,12 @@ def collate(
         pad_left: for generation; training pads on the right.
 
     Raises:
-        ValueError: a turn has not as many media as placeholders.
+        ValueError: a turn has not as many media as placeholders, or names one that its sample does not have.
     """
     turns = [turn for sample in samples for turn in sample.turns]
     ids = [[*turn.prompt, *turn.answer] for turn in turns]
-    # The token before each answer token predicts it.
-    targets = [[*[IGNORE] * (len(turn.prompt) - 1), *turn.answer, IGNORE] for turn in turns]
+    # The token before each answer token predicts it; with an empty prompt nothing predicts the first.
+    targets = [[*[IGNORE] * len(turn.prompt), *turn.answer, IGNORE][1:] for turn in turns]
     input_ids = _pad(ids, pad_id, left=pad_left)
     media = {
         kind: _lay_out(kind, samples, modality, input_ids == placeholder_ids[kind])

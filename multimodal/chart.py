@@ -52,13 +52,17 @@ def curve_from_log(path: str | Path, key: str = "loss", *, name: str = "") -> Cu
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Mean of about `window` values around each one (fewer at the ends): centred, so that it does not trail a fall."""
+    """Mean of about `window` values around each one, centred so that it does not trail a fall.
+
+    At the start the window shrinks on both sides, at the end only ahead: the last average is one of many values.
+    """
     half = max(0, window // 2)
     sums = [0.0, *itertools.accumulate(values)]
     averages = []
     for index in range(len(values)):
-        reach = min(half, index, len(values) - 1 - index)
-        averages.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
+        behind = min(half, index)
+        ahead = min(behind, len(values) - 1 - index)
+        averages.append((sums[index + ahead + 1] - sums[index - behind]) / (ahead + 1 + behind))
     return averages
 
 

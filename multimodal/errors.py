@@ -8,17 +8,22 @@ class UserError(Exception):
     """Something the user can put right. The message names what was found, where, and what was expected, on one line."""
 
 
+def _say(sentence: str) -> None:
+    """One line on stderr, also where a library's own sentence within it has several."""
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+
+
 def run_cli(main: Callable[[], None]) -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
     except OSError as error:
         # Full disk, missing permission: the operating system's own sentence with the path is the clearest.
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        _say(f"{error.strerror or error}{where}")
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is intact (continue with --resume)", file=sys.stderr)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from multimodal.errors import UserError
 from multimodal.tokenizer import AnyTokenizer
 
@@ -61,6 +63,21 @@ class Vocabulary:
         return ids
 
 
+def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
+    """The parts of a message, each of a known type and with its value; a string is one text."""
+    content = message.get("content")
+    if "role" not in message or not isinstance(content, str | list | tuple):
+        raise UserError(f"message {str(message)[:80]}: expected a role, and as content a text or a list of parts")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not (kind in MEDIA_KINDS and kind in part) and not (kind == "text" and isinstance(part.get("text"), str)):
+            raise UserError(
+                f"message part {str(part)[:80]}: expected type text, image, video or audio with its value"
+            )
+    return parts
+
+
 def _flatten(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Medium]]:
     """Messages with text content only, in which each medium has become its placeholder, and the media in order.
 
@@ -68,44 +85,43 @@ def _flatten(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Me
     """
     media: list[Medium] = []
     spelt = {kind: 0 for kind in MEDIA_KINDS}
-    for message in messages:
-        content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            kind = part.get("type")
-            if kind == "text":
-                for k in MEDIA_KINDS:
-                    spelt[k] += part["text"].count(placeholder(k))
-            elif kind in MEDIA_KINDS and kind in part:
-                media.append(Medium(kind, part[kind]))
-            else:
-                raise UserError(
-                    f"message part {str(part)[:80]}: expected type text, image, video or audio with its value"
-                )
+    for part in (part for message in messages for part in _parts(message)):
+        if part["type"] == "text":
+            for kind in MEDIA_KINDS:
+                spelt[kind] += part["text"].count(placeholder(kind))
+        else:
+            media.append(Medium(part["type"], part[part["type"]]))
     for kind, count in spelt.items():
         given = sum(m.kind == kind for m in media)
         if count and count != given:
             raise UserError(f"the text has {count} {placeholder(kind)} placeholders, but {given} were given")
     flat = []
     for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = "".join(
-            p["text"] if p["type"] == "text" else "" if spelt[p["type"]] else placeholder(p["type"]) for p in parts
+            p["text"] if p["type"] == "text" else "" if spelt[p["type"]] else placeholder(p["type"])
+            for p in _parts(message)
         )
         flat.append({"role": message["role"], "content": text})
     return flat, media
 
 
 def _render(tokenizer: AnyTokenizer, messages: list[dict[str, str]]) -> tuple[str, str]:
-    """The prompt text before the answer, and what follows an answer (its end of turn)."""
+    """The prompt text before the answer, and what follows an answer (its end of turn).
+
+    Raises:
+        UserError: the chat template refuses the messages, as some do a system message.
+    """
     if not tokenizer.chat_template:
         begin = tokenizer.bos_token or ""
         return begin + "\n".join(m["content"] for m in messages), tokenizer.eos_token or ""
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert isinstance(prompt, str)
     marker = "\x00answer\x00"
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": marker}], tokenize=False)
-    assert isinstance(whole, str)
+    answered = [*messages, {"role": "assistant", "content": marker}]
+    try:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    except TemplateError as error:
+        raise UserError(f"the decoder's chat template refuses the messages: {error}") from None
+    assert isinstance(prompt, str) and isinstance(whole, str)
     end = whole.rpartition(marker)[2].strip() if marker in whole else ""
     return prompt, end or tokenizer.eos_token or ""
 
@@ -114,13 +130,13 @@ def encode_prompt(messages: Sequence[Message], vocabulary: Vocabulary) -> Prompt
     """Messages as the decoder reads them, ready for its answer.
 
     Raises:
-        UserError: a part of unknown type, a medium that the model has no adapter for, or placeholders spelt in the text
-            whose number is not that of the media.
+        UserError: a part of unknown type, a medium that the model has no adapter for, placeholders spelt in the text
+            whose number is not that of the media, or messages that the chat template refuses.
     """
     flat, media = _flatten(messages)
     for medium in media:
         if medium.kind not in vocabulary.placeholder_ids:
-            raise UserError(f"the prompt has an {medium.kind}, but the model has no {medium.kind} adapter")
+            raise UserError(f"the prompt has {medium.kind}, but the model has no {medium.kind} adapter")
     ids = vocabulary.encode(_render(vocabulary.tokenizer, flat)[0])
     return Prompt(ids, tuple(media))
 

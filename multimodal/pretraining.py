@@ -133,5 +133,6 @@ def answers(
 
 
 def exact_share(predictions: Sequence[str], truths: Sequence[str]) -> float:
-    """Share of predictions equal to the truth, letter by letter."""
-    return sum(p == t for p, t in zip(predictions, truths, strict=True)) / len(truths)
+    """Share of predictions equal to the truth, letter by letter; not a number when there are none."""
+    equal = sum(p == t for p, t in zip(predictions, truths, strict=True))
+    return equal / len(truths) if truths else math.nan

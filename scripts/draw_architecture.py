@@ -103,7 +103,7 @@ def draw_decoder(axes: Axes) -> None:
     """The decoder's layers with the adapter's between them, the prompt below and the caption above."""
     left, width, bus = 640, 240, 598
     box(axes, left - 14, 64, width + 28, 340, ("none", FROZEN[1]))
-    text(axes, left + 2, 388, "frozen decoder", size=10, color=LOOSE, weight="bold", ha="left")
+    text(axes, left + 2, 388, "frozen decoder", size=9, color=LOOSE, weight="bold", ha="left")
     rows = (("token embeddings", 22), ("decoder layers", 34), ("gated cross-attention", 34))
     rows += (("decoder layers", 34), ("gated cross-attention", 34), ("decoder layers", 34), ("output head", 22))
     bottom, previous = 76.0, 0.0

@@ -51,7 +51,7 @@ Row = list[Document]
 
 
 def fill_row(draw: Callable[[random.Random], Document], rng: random.Random, *, length: int) -> Row:
-    """Draw documents until they fill `length` tokens; the last one is cut to what is left.
+    """Draw documents until they fill `length` tokens, or all but one; the last one is cut to what is left.
 
     Cutting keeps rows full. A cut document still teaches every token that it has.
     """

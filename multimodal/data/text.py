@@ -98,7 +98,13 @@ def stretch(ids: Sequence[int], rng: random.Random, *, pause_id: int, most: int 
 
 
 def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int) -> Draw:
-    """Windows of at most `length` tokens from the chunks, all tokens counted."""
+    """Windows of at most `length` tokens from the chunks, all tokens counted.
+
+    Raises:
+        UserError: there is too little text.
+    """
+    if not chunks:
+        raise UserError(f"too little text to train on: expected two chunks of {CHUNK_CHARACTERS} characters or more")
     begin = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
     encoded = [ids for ids in tokenizer(list(chunks), add_special_tokens=False)["input_ids"] if len(ids) > 8]
 
@@ -112,7 +118,13 @@ def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int)
 
 
 def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
-    """Sentences, word salads and their stretched forms after "Repeat after me in English:"."""
+    """Sentences, word salads and their stretched forms after "Repeat after me in English:".
+
+    Raises:
+        UserError: there are no sentences.
+    """
+    if not examples:
+        raise UserError("no sentence to repeat in the text: expected some that end in . ! or ?")
     prompt = tokenizer.encode(REPEAT_PROMPT + " ", add_special_tokens=False)
     pause_id = tokenizer.convert_tokens_to_ids(PAUSE)
     first = len(tokenizer.all_special_ids)  # the special tokens come first

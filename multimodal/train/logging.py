@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
+from multimodal.train.event_file import EventFile
 
 
 class RunLog:
@@ -28,13 +29,12 @@ class RunLog:
         self._wandb = self._start_wandb(run_dir, config)
         self._path = run_dir / "log.jsonl"
         keep_lines_up_to(self._path, first_step)
-        self._file = self._stack.enter_context(self._path.open("a", buffering=1))
-        self._writer: Any = None
+        self._file = self._stack.enter_context(self._path.open("ab", buffering=0))
+        self._events: EventFile | None = None
         if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
-            self._stack.callback(self._writer.close)
+            self._events = self._stack.enter_context(
+                closing(EventFile(run_dir / "tensorboard", first_step=first_step + 1))
+            )
         self._bar = self._start_bar(first_step) if sys.stderr.isatty() else None
 
     def _start_wandb(self, run_dir: Path, config: TrainConfig) -> Any:
@@ -59,9 +59,8 @@ class RunLog:
     def step(self, record: dict[str, Any]) -> None:
         """Report a training step; `record` has the keys of a line of the log."""
         step = record["step"]
-        self._write(record)
         scalars = {f"train/{key}": value for key, value in _flat(record).items() if key != "step"}
-        self._scalars(scalars, step)
+        self._write(record, scalars)
         loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
         text = (
             f"loss {loss}  {record['tokens_per_second']:,.0f} tokens/s  "
@@ -74,29 +73,26 @@ class RunLog:
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Report an evaluation after `step`."""
-        self._write({"step": step, "evaluation": metrics})
-        self._scalars({f"evaluation/{key}": value for key, value in metrics.items()}, step)
+        scalars = {f"evaluation/{key}": value for key, value in metrics.items()}
+        self._write({"step": step, "evaluation": metrics}, scalars)
         self._line(f"step {step}  " + "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()))
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
         try:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write((json.dumps(record) + "\n").encode())
+            if self._events is not None:
+                self._events.scalars(scalars, record["step"])
         except OSError as error:
             reason = f"{error.strerror}: expected a writable disk with room"
-            raise UserError(f"cannot write {self._path}: {reason}; the last checkpoint is intact") from error
+            raise UserError(f"cannot write to {self._path.parent}: {reason}; the last checkpoint is intact") from error
+        if self._wandb is not None:
+            self._wandb.log(scalars, step=record["step"])
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
-
-    def _scalars(self, scalars: dict[str, float], step: int) -> None:
-        if self._writer is not None:
-            for key, value in scalars.items():
-                self._writer.add_scalar(key, value, step)
-        if self._wandb is not None:
-            self._wandb.log(scalars, step=step)
 
     def __enter__(self) -> "RunLog":
         return self

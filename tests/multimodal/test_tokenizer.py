@@ -1,0 +1,90 @@
+"""The built-in tokenizer: nothing is lost, the special tokens come first, and chats read as written."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from multimodal.tokenizer import BEGIN, END_OF_TURN, PAD, PAUSE, ROLES, train_tokenizer
+from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
+
+SPECIAL = [BEGIN, END_OF_TURN, PAD, PAUSE, *(f"<|{role}|>" for role in ROLES)]
+
+
+def encode(text: str) -> list[int]:
+    return builtin_tokenizer().encode(text, add_special_tokens=False)
+
+
+@given(st.text())
+def test_every_text_comes_back(text: str) -> None:
+    assert builtin_tokenizer().decode(encode(text)) == text
+
+
+@pytest.mark.parametrize("text", ["é and e\u0301 are two", " a  b\n\n\tc ", "日本語 🙂", "I 'm , don 't ."])
+def test_no_normalisation_and_no_clean_up(text: str) -> None:
+    assert builtin_tokenizer().decode(encode(text)) == text
+
+
+def test_the_special_tokens_have_the_lowest_ids() -> None:
+    tokenizer = builtin_tokenizer()
+    assert tokenizer.convert_tokens_to_ids(SPECIAL) == list(range(len(SPECIAL)))
+    assert sorted(tokenizer.all_special_ids) == list(range(len(SPECIAL)))
+    assert [encode(token) for token in SPECIAL] == [[i] for i in range(len(SPECIAL))]
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (BEGIN, END_OF_TURN, PAD)
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="<|>")))
+def test_plain_text_has_no_special_tokens(text: str) -> None:
+    assert all(i >= len(SPECIAL) for i in encode(text))
+
+
+def test_the_vocabulary_is_as_large_as_asked_and_no_id_is_missing() -> None:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=300)
+    assert len(tokenizer) == 300
+    assert sorted(tokenizer.get_vocab().values()) == list(range(300))
+
+
+def test_merges_are_learnt() -> None:
+    assert len(encode("The fox saw a dog.")) < len("The fox saw a dog.") / 2
+
+
+def test_each_digit_is_a_token() -> None:
+    assert [builtin_tokenizer().decode([i]) for i in encode("1234567")] == list("1234567")
+
+
+def test_special_tokens_can_be_left_out_when_reading() -> None:
+    assert builtin_tokenizer().decode(encode("".join(SPECIAL) + "a fox"), skip_special_tokens=True) == "a fox"
+
+
+def test_a_chat_reads_as_written() -> None:
+    system, user = {"role": "system", "content": " Be brief."}, {"role": "user", "content": "Who?\n"}
+    answer = {"role": "assistant", "content": "A fox."}
+    render = builtin_tokenizer().apply_chat_template
+    prompt = render([system, user], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|begin_of_text|><|system|> Be brief.<|user|>Who?\n<|assistant|>"
+    whole = render([system, user, answer], tokenize=False)
+    assert whole == prompt + "A fox.<|eot_id|>"
+    again = render([system, user, answer, user], tokenize=False, add_generation_prompt=True)
+    assert again == whole + "<|user|>Who?\n<|assistant|>"
+
+
+def test_padding_is_on_the_left_and_masked() -> None:
+    batch = builtin_tokenizer()(["a fox saw a dog", "a"], padding=True, add_special_tokens=False)
+    rows = batch["input_ids"]
+    assert rows[1] == [builtin_tokenizer().pad_token_id] * (len(rows[0]) - 1) + encode("a")
+    assert batch["attention_mask"][1] == [0] * (len(rows[0]) - 1) + [1]
+
+
+def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
+    tokenizer = builtin_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Where is the red circle? 12  é 🙂 <|pause|>\n"
+    chat = [{"role": "user", "content": text}]
+    assert loaded.encode(text, add_special_tokens=False) == encode(text)
+    assert loaded.decode(encode(text)) == text
+    assert sorted(loaded.all_special_ids) == sorted(tokenizer.all_special_ids)
+    assert loaded.padding_side == "left"
+    assert loaded.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(chat, tokenize=False)

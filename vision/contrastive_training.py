@@ -1,0 +1,185 @@
+"""Pre-train the image encoder on pictures with captions (Llama 3 paper, section 7.1 / spec A2.5).
+
+The text tower reads the tokens of a decoder's tokenizer and is thrown away afterwards.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from multimodal.config import dump
+from multimodal.pretrained import BUILTIN, decoder_path
+from multimodal.tokenizer import AnyTokenizer
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import TrainResult, train
+from vision.caption_data import CaptionImages, ImageTextSample, read_captions
+from vision.caption_training import SCENES, DataConfig
+from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecall, TextTower, retrieval_recall
+from vision.encoder import ImageEncoder
+from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
+from vision.picture import open_picture
+from vision.scene_language import caption
+from vision.scenes import Split, scene_sample
+from vision.tiling import Augment, Tiles, Tiling, batch_tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """Contrastive pre-training of Graft's own image encoder."""
+
+    run_dir: Path
+    """The encoder is saved in its `encoder` subfolder."""
+    train: TrainConfig
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: str = BUILTIN
+    """Decoder whose tokenizer the text tower reads."""
+    text_width: int = 128
+    text_layers: int = 3
+    text_heads: int = 4
+    text_length: int = 64
+    """Tokens of a caption; longer ones are cut."""
+    embed_dim: int = 128
+    """Width of the space in which pictures and texts meet."""
+    stretch: bool = False
+    """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+@dataclass(frozen=True)
+class CaptionedTiles:
+    """A picture and one caption of it."""
+
+    tiles: Tiles
+    caption: str
+
+
+@dataclass(frozen=True)
+class ScenePairs:
+    """Built-in scenes with a caption."""
+
+    tiling: Tiling
+    count: int
+    size: int
+    seed: int
+    split: Split = "train"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
+        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
+        return CaptionedTiles(self.tiling.tile(open_picture(picture)), caption(scene, rng))
+
+
+@dataclass(frozen=True)
+class CaptionPairs:
+    """Captioned pictures, each with one of its captions."""
+
+    images: CaptionImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int, rng: random.Random) -> CaptionedTiles | None:
+        found = self.images.sample(index, rng)
+        return CaptionedTiles(found.tiles, found.caption) if isinstance(found, ImageTextSample) else None
+
+
+def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, length: int) -> ContrastiveBatch:
+    """A batch of pictures with one text each."""
+    text = tokenizer(
+        [pair.caption for pair in pairs],
+        return_tensors="pt",
+        padding=True,
+        truncation=True,
+        max_length=length,
+        add_special_tokens=False,
+    )
+    return ContrastiveBatch(batch_tiles([pair.tiles for pair in pairs]), text["input_ids"], text["attention_mask"])
+
+
+def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePairs | CaptionPairs:
+    data = config.data
+    if data.source == SCENES:
+        seed, count = config.train.seed + dev, data.dev_count if dev else data.scenes
+        return ScenePairs(tiling, count, data.scene_size, seed, "held_out" if dev else "train")
+    records = read_captions(data.source, split=data.dev_split if dev else data.train_split, columns=data.columns)
+    augment = None if dev else Augment(flip=data.flip, crop_scale=data.crop_scale)
+    return CaptionPairs(
+        CaptionImages(records[: data.dev_count] if dev else records, tiling, on_error=data.on_error, augment=augment)
+    )
+
+
+def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
+    """Train, measure retrieval on held-out pairs, save the encoder; returns what the run did.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(decoder_path(config.tokenizer))
+    torch.manual_seed(config.train.seed)
+    encoder = ImageEncoder(config.encoder)
+    text = TextTower(
+        vocab_size=len(tokenizer),
+        width=config.text_width,
+        layers=config.text_layers,
+        heads=config.text_heads,
+        max_length=config.text_length,
+    )
+    task = ContrastiveTask(encoder, text, embed_dim=config.embed_dim)
+    tiling = Tiling(encoder.tile_size, config.encoder.max_tiles, config.stretch, encoder.pixel_mean, encoder.pixel_std)
+    held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None
+
+    def evaluate(step: int) -> dict[str, float]:
+        if held_out is None:
+            return {}
+        recall = measure_retrieval(task, held_out, tokenizer, length=config.text_length)
+        return {
+            **{f"text_to_image_recall@{k}": value for k, value in recall.text_to_image.items()},
+            **{f"image_to_text_recall@{k}": value for k, value in recall.image_to_text.items()},
+        }
+
+    result = train(
+        task=task,
+        dataset=_pairs(config, tiling, dev=False),
+        collate=lambda pairs: collate_pairs(pairs, tokenizer, length=config.text_length),
+        config=config.train,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        evaluate=evaluate,
+        config_yaml=dump(config),
+    )
+    encoder.positions.stretch_local_()
+    save_encoder(encoder, config.run_dir / "encoder")
+    return result
+
+
+def measure_retrieval(
+    task: ContrastiveTask, pairs: ScenePairs | CaptionPairs, tokenizer: AnyTokenizer, *, length: int
+) -> RetrievalRecall:
+    """Recall at 1 and 5 among all of `pairs`, one caption for each picture."""
+    found = [pairs.sample(i, random.Random(i)) for i in range(len(pairs))]
+    kept = [pair for pair in found if pair is not None]
+    device = task.log_scale.device
+    images, texts = [], []
+    with torch.no_grad():
+        for start in range(0, len(kept), 64):
+            batch = collate_pairs(kept[start : start + 64], tokenizer, length=length).to(device)
+            images.append(task.embed_images(batch.tiles))
+            texts.append(task.embed_texts(batch.input_ids, batch.attention_mask))
+    return retrieval_recall(torch.cat(images), torch.cat(texts), torch.arange(len(kept), device=device))
+
+
+def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
+    """Write the encoder's weights and sizes, for `--encoder.weights`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}, folder / ENCODER_FILE)
+    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2, default=str) + "\n")
