@@ -41,7 +41,7 @@ def save_adapter(
     """Write the folder whole or not at all; an older one of that name is replaced.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else, or cannot be written (a full disk); an older adapter is then intact.
     """
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; expected a new folder or an adapter to replace")
@@ -56,23 +56,30 @@ def save_adapter(
         "recipe": dict(recipe),
         "metrics": dict(metrics),
     }
-    new = folder.with_name(folder.name + ".new")
+    new, old = _beside(folder, "new"), _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
     try:
+        new.mkdir(parents=True)
         save_file(_owned_tensors(model), new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
         (new / CARD).write_text(_card(config))
         if folder.exists():
-            old = folder.with_name(folder.name + ".old")
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
-            os.replace(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
+        os.replace(new, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write adapter {folder}: {reason}; expected a writable disk with room") from error
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """Where the new folder is made, and where the older one waits while the two are exchanged."""
+    return folder.parent / f"{folder.name}.{ending}"
 
 
 def _card(config: Mapping[str, Any]) -> str:
@@ -99,12 +106,16 @@ def _card(config: Mapping[str, Any]) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no {CONFIG}; expected an adapter folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG}: not JSON ({error}); expected what save_pretrained wrote") from None
-    if config.get("format") != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format {config.get('format')}; this version of Graft reads {FORMAT}")
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder / CONFIG}: format {found}; this version of Graft reads {FORMAT}")
+    missing = sorted({"decoder", "decoder_sha256", "decoder_dtype", "modalities"} - config.keys())
+    if missing:
+        raise UserError(f"{folder / CONFIG}: no {missing[0]!r} in it; expected what save_pretrained wrote")
     return config
 
 
@@ -120,6 +131,8 @@ def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, devi
     """
     from multimodal.model import MultimodalModel
 
+    if not folder.exists() and _beside(folder, "old").exists():  # a kill in the middle of save_adapter's exchange
+        folder = _beside(folder, "old")
     config = _read_config(folder)
     name = decoder or config["decoder"]
     frozen, tokenizer = load_decoder(name, dtype=getattr(torch, config["decoder_dtype"]), device=resolve_device(device))

@@ -41,8 +41,8 @@ class _Field:
 
     @property
     def open_mapping(self) -> bool:
-        """A mapping without default: given as NAME VALUE pairs. With a default, each of its keys is a flag."""
-        return dict in self.kinds and not isinstance(self.default, Mapping)
+        """A mapping without default keys: given as NAME VALUE pairs. With them, each of its keys is a flag."""
+        return dict in self.kinds and not (isinstance(self.default, Mapping) and self.default)
 
 
 def parse(config_class: type[C], argv: Sequence[str] | None = None, *, description: str | None = None) -> C:

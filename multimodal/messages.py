@@ -72,9 +72,7 @@ def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not (kind in MEDIA_KINDS and kind in part) and not (kind == "text" and isinstance(part.get("text"), str)):
-            raise UserError(
-                f"message part {str(part)[:80]}: expected type text, image, video or audio with its value"
-            )
+            raise UserError(f"message part {str(part)[:80]}: expected type text, image, video or audio with its value")
     return parts
 
 

@@ -4,7 +4,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
@@ -24,17 +26,21 @@ def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tupl
     Raises:
         UserError: no such decoder, no tokenizer beside it, or not a causal decoder that can be grafted on.
     """
+    disable_progress_bar()  # a second of loading needs none; downloads keep theirs
     path = decoder_path(name)
+    if not Path(path).exists() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise UserError(f"decoder {name}: no such folder; expected a model folder of transformers")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"decoder {name}: no config.json in that folder; expected a model folder of transformers")
     try:
         lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0].rstrip(": ")
         raise UserError(
-            f"decoder {name}: no usable tokenizer beside the weights: {str(error).splitlines()[0]}"
+            f"decoder {name}: no usable tokenizer ({reason}); expected its files beside the weights"
         ) from None
     return FrozenDecoder(lm.to(device)), tokenizer  # type: ignore[arg-type]

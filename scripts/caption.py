@@ -64,6 +64,8 @@ def main() -> None:
     lines, broken = [], 0
     for i, found in caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options):
         if isinstance(found, UserError):
+            if len(pictures) == 1:
+                raise found
             broken += 1
             print(f"skipped: {found}", file=sys.stderr)
             continue

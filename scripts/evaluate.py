@@ -3,6 +3,7 @@
 python -m scripts.evaluate --adapter runs/flickr8k/adapter --source FOLDER --split test --run-dir runs/flickr8k/test
 """
 
+import json
 import random
 import time
 from dataclasses import dataclass, field
@@ -92,6 +93,12 @@ def main() -> None:
         peak_memory_mb=peak_memory_mb(model.device),
     )
     write_report(config.run_dir / "report.html", report)
+    lines = (
+        json.dumps({"image": asked.source, "prompt": asked.prompt, "text": text}, ensure_ascii=False)
+        for evaluation in evaluations
+        for asked, text in zip(evaluation.samples, evaluation.predictions, strict=True)
+    )
+    (config.run_dir / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     for evaluation in evaluations:
         print(evaluation)
     print(f"report: {config.run_dir / 'report.html'}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from multimodal.config import dump, parse
 from multimodal.data.packing import Document, Row, fill_row, pack_rows
@@ -24,11 +24,14 @@ from multimodal.data.text import (
     split_prose,
 )
 from multimodal.errors import run_cli
+from multimodal.pretrained import decoder_path
 from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import train
+from vision.caption_data import read_captions, tidy_caption
+from vision.captioning import CAPTION_PROMPT
 from vision.scene_language import caption, question_answer, scene_in_words
 from vision.scenes import Split, sample_scene
 
@@ -47,8 +50,12 @@ class Config:
     """Entries of the tokenizer."""
     context: int = 256
     """Tokens of a row."""
-    weights: tuple[float, float, float] = (0.25, 0.35, 0.4)
-    """Shares of documents: prose, scenes, sentences to repeat."""
+    weights: tuple[float, float, float, float] = (0.1, 0.35, 0.55, 0.0)
+    """Shares of documents: prose, scenes, sentences to repeat, captions."""
+    captions: str = ""
+    """Captions to learn as text, from the train split of a source that `train_captioning` takes too."""
+    start: str = ""
+    """Go on from this decoder, with its tokenizer, in place of a new one."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
 
@@ -98,18 +105,37 @@ def measure(
     }
 
 
+def new_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, AnyTokenizer]:
+    """A tokenizer learnt from the text, and a random decoder for it."""
+    rng = random.Random(config.train.seed)
+    scene_text = ["\n".join(scene_turn(rng)) for _ in range(3000)]
+    tokenizer = train_tokenizer([*prose, *scene_text], vocab_size=config.vocabulary)
+    return config.shape.build(tokenizer, context=2 * config.context), tokenizer
+
+
+def load_start(name: str) -> tuple[LlamaForCausalLM, AnyTokenizer]:
+    """A trained decoder to go on from."""
+    path = decoder_path(name)
+    return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+
+
+def read_caption_texts(source: str) -> list[str]:
+    """All captions of the train split, tidied as in captioning."""
+    records = read_captions(source, split="train")
+    return [tidy_caption(caption) for record in records for caption in record.captions]
+
+
 def main() -> None:
     config = parse(Config, description=__doc__)
     torch.manual_seed(config.train.seed)
     prose, held_out = split_prose(read_texts(config.text))
-    rng = random.Random(config.train.seed)
-    scene_text = ["\n".join(scene_turn(rng)) for _ in range(3000)]
-    tokenizer = train_tokenizer([*prose, *scene_text], vocab_size=config.vocabulary)
-    lm = config.shape.build(tokenizer, context=2 * config.context)
+    lm, tokenizer = new_decoder(config, prose) if not config.start else load_start(config.start)
+    captions = read_caption_texts(config.captions) if config.captions else [""]
     sources = (
         prose_source(tokenizer, prose, length=config.context),
         chat_source(tokenizer, scene_turn),
         repeat_source(tokenizer, sentences(prose)),
+        chat_source(tokenizer, lambda rng: (CAPTION_PROMPT, rng.choice(captions))),
     )
     rows = Rows(
         mixture(list(zip(config.weights, sources, strict=True))),

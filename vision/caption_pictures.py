@@ -1,6 +1,7 @@
 """Caption pictures with a trained adapter, and look where each word looked."""
 
 from collections.abc import Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
     """Picture files named by paths, folders (all pictures below) and globs, in order, none twice.
 
     Raises:
-        UserError: a path matches nothing, or a folder holds no picture.
+        UserError: no path, one that matches nothing, or a folder without a picture.
     """
+    if not paths:
+        raise UserError("no picture given; expected picture files, folders or globs")
     found: dict[Path, None] = {}
     for text in paths:
         path = Path(text).expanduser()
@@ -34,9 +37,7 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
         elif path.exists():
             files = [path]
         else:
-            base = Path(path.anchor) if path.is_absolute() else Path()
-            pattern = str(path.relative_to(path.anchor)) if path.is_absolute() else str(path)
-            files = sorted(p for p in base.glob(pattern) if p.is_file())
+            files = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
         if not files:
             raise UserError(f"{text}: no picture found; expected a picture file, a folder with pictures, or a glob")
         found.update(dict.fromkeys(files))

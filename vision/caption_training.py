@@ -148,14 +148,25 @@ def read_asked(
     return ask_captions(samples)
 
 
+def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
+    """The dev split, empty if there is to be none. Read before training, so that a fault in it costs no training."""
+    if data.source == SCENES or not data.dev_count:
+        return []
+    without = "(--data.dev-count 0 trains without)"
+    try:
+        asked = read_asked(model, data.source, split=data.dev_split, count=data.dev_count, columns=data.columns)
+    except UserError as error:
+        raise UserError(f"{error} {without}") from None
+    if len(asked) < 2:
+        raise UserError(f"{data.source}: one picture in split {data.dev_split}; expected at least two {without}")
+    return asked
+
+
 def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConfig, name: str) -> TrainResult:
-    data = config.data
+    dev = _dev_pictures(model, config.data)
 
     def evaluate(step: int) -> dict[str, float]:
-        if data.source == SCENES or not data.dev_count:
-            return {}
-        asked = read_asked(model, data.source, split=data.dev_split, count=data.dev_count, columns=data.columns)
-        return evaluate_with_controls(model, asked, max_new_tokens=32).metrics()
+        return evaluate_with_controls(model, dev, max_new_tokens=32).metrics()
 
     return train(
         task=model,
@@ -164,7 +175,7 @@ def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConf
         config=settings,
         run_dir=config.run_dir / name,
         resume=config.resume,
-        evaluate=evaluate,
+        evaluate=evaluate if dev else None,
         config_yaml=dump(config),
     )
 

@@ -11,7 +11,7 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from vision.caption_data import CaptionImages, ImageTextSample
 from vision.scene_language import caption, object_f1, question_answer
-from vision.scenes import Scene, Split, scene_sample
+from vision.scenes import Scene, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
@@ -43,8 +43,8 @@ class CaptionSamples:
     """Captioned pictures as training samples: a picture is encoded once for several of its captions.
 
     Args:
+        prompt: what to ask where a record has no question of its own.
         captions: turns per picture and epoch, drawn from its captions; all of them if there are fewer.
-        text_only: share of samples without their pictures, which keep text and media in one batch.
     """
 
     def __init__(
@@ -66,27 +66,32 @@ class CaptionSamples:
         return Sample({"image": found.images}, turns)
 
 
-@dataclass(frozen=True)
 class SceneSamples:
-    """Built-in scenes as training samples: one caption and some questions about each."""
+    """Built-in scenes as training samples: one caption and some questions about each.
 
-    model: MultimodalModel
-    count: int
-    size: int | tuple[int, int]
-    seed: int
-    questions: int = 3
-    split: Split = "train"
+    Args:
+        count: scenes in an epoch.
+        size: pixels, as in `scene_sample`.
+        seed: of the scenes.
+        questions: turns of each scene besides its caption.
+    """
+
+    def __init__(
+        self, model: MultimodalModel, *, count: int, size: int | tuple[int, int], seed: int, questions: int
+    ) -> None:
+        self.count, self.size, self.seed, self.questions = count, size, seed, questions
+        self.turns = Turns(model)
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
-        turns = Turns(self.model)
+        picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size)
+        tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
         asked = [question_answer(scene, rng) for _ in range(self.questions)]
         return Sample(
-            {"image": (self.model.modalities["image"].prepare(picture),)},  # type: ignore[operator]
-            (turns(CAPTION_PROMPT, caption(scene, rng)), *(turns(q, a) for q, a in asked)),
+            {"image": (tiles,)},
+            (self.turns(CAPTION_PROMPT, caption(scene, rng)), *(self.turns(q, a) for q, a in asked)),
         )
 
 

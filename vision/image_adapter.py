@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from multimodal.batch import MediaBatch
 from multimodal.cross_attention import GatedCrossAttention
+from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
 from multimodal.placement import cross_attention_layers
 from vision.encoder import ImageFeatures
@@ -51,6 +52,9 @@ class ImageAdapter(nn.Module):
         config: sizes.
         decoder: sizes of the decoder.
         feature_dim: C of the image encoder's features.
+
+    Raises:
+        UserError: heads that are no multiple of the key/value heads, or more layers than the decoder has.
     """
 
     def __init__(self, config: ImageAdapterConfig, *, decoder: DecoderSizes, feature_dim: int) -> None:
@@ -58,6 +62,11 @@ class ImageAdapter(nn.Module):
         self.config = config
         heads = config.heads or decoder.heads
         kv_heads = config.kv_heads or (decoder.kv_heads if not config.heads else heads)
+        if heads % kv_heads or heads > decoder.width:
+            raise UserError(
+                f"image adapter: {heads} heads, {kv_heads} key/value heads; expected at most the decoder's width "
+                f"{decoder.width}, and a multiple of the key/value heads"
+            )
         placed = cross_attention_layers(decoder.layers, config.cross_layers)
         self.projector = nn.Linear(feature_dim, decoder.width)
         self.dropout = nn.Dropout(config.dropout)

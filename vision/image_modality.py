@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -44,14 +45,21 @@ class ImageConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ImageConfig":
-        """The inverse of `to_dict`."""
-        encoder = dict(values["encoder"])
-        encoder["taps"] = None if encoder["taps"] is None else tuple(encoder["taps"])
-        return cls(
-            encoder=EncoderOptions(**encoder),
-            adapter=ImageAdapterConfig(**values["adapter"]),
-            stretch=values["stretch"],
-        )
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: settings are missing, or there are others.
+        """
+        try:
+            encoder = dict(values["encoder"])
+            encoder["taps"] = None if encoder["taps"] is None else tuple(encoder["taps"])
+            return cls(
+                encoder=EncoderOptions(**encoder),
+                adapter=ImageAdapterConfig(**values["adapter"]),
+                stretch=values["stretch"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"image settings of the adapter: {error}; expected what save_pretrained wrote") from error
 
     def to_dict(self) -> dict[str, Any]:
         """For `adapter_config.json`. Where the encoder's first weights came from does not matter afterwards."""
@@ -183,5 +191,7 @@ def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
         raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
     try:
         encoder.load_state_dict(load_file(file))
+    except SafetensorError as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected the encoder's tensors") from None
     except RuntimeError as error:
         raise UserError(f"{file}: does not fit the encoder's sizes: {str(error).splitlines()[1].strip()}") from None

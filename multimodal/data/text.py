@@ -103,10 +103,10 @@ def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int)
     Raises:
         UserError: there is too little text.
     """
-    if not chunks:
-        raise UserError(f"too little text to train on: expected two chunks of {CHUNK_CHARACTERS} characters or more")
     begin = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
     encoded = [ids for ids in tokenizer(list(chunks), add_special_tokens=False)["input_ids"] if len(ids) > 8]
+    if not encoded:
+        raise UserError(f"too little text to train on: expected two chunks of {CHUNK_CHARACTERS} characters or more")
 
     def draw(rng: random.Random) -> Document:
         ids = encoded[rng.randrange(len(encoded))]

@@ -31,7 +31,9 @@ def test_a_script_without_errors_returns(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("done\n", "")
 
 
-@pytest.mark.parametrize("message", ["cat.jpg: found text, expected a picture", "the hub said:\n  no\n\nand again no\n"])
+@pytest.mark.parametrize(
+    "message", ["cat.jpg: found text, expected a picture", "the hub said:\n  no\n\nand again no\n"]
+)
 def test_a_user_error_is_one_line_and_status_2(message: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = ended(raising(UserError(message)), capsys)
     assert status == 2

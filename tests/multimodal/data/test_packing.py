@@ -43,9 +43,7 @@ def llama() -> Any:
 @torch.no_grad()
 def packed_logits(rows: list[Row]) -> torch.Tensor:
     batch = pack_rows(rows, length=LENGTH, pad_id=PAD)
-    return llama()(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask(), position_ids=batch.position
-    ).logits
+    return llama()(input_ids=batch.input_ids, attention_mask=batch.attention_mask(), position_ids=batch.position).logits
 
 
 def test_a_packed_document_gives_the_logits_that_it_gives_alone() -> None:
