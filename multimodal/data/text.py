@@ -104,7 +104,8 @@ def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int)
         UserError: there is too little text.
     """
     begin = tokenizer.convert_tokens_to_ids("<|begin_of_text|>")
-    encoded = [ids for ids in tokenizer(list(chunks), add_special_tokens=False)["input_ids"] if len(ids) > 8]
+    ids_of_chunks = tokenizer(list(chunks), add_special_tokens=False)["input_ids"] if chunks else []
+    encoded = [ids for ids in ids_of_chunks if len(ids) > 8]
     if not encoded:
         raise UserError(f"too little text to train on: expected two chunks of {CHUNK_CHARACTERS} characters or more")
 

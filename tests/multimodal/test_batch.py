@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multimodal.batch import Batch, Sample, Turn, collate
 from multimodal.data.packing import IGNORE
+
+# On a busy machine time says nothing.
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PAD, IMAGE, AUDIO = 0, 100, 101
 IDS = {"image": IMAGE, "audio": AUDIO}
@@ -138,6 +141,7 @@ def some_samples(draw: st.DrawFn) -> list[Sample]:
 
 
 @sides
+@quick
 @given(some_samples())
 def test_a_row_is_the_same_in_a_batch_as_alone(pad_left: bool, samples: list[Sample]) -> None:
     batch = batched(*samples, pad_left=pad_left)
@@ -161,6 +165,7 @@ def test_a_row_is_the_same_in_a_batch_as_alone(pad_left: bool, samples: list[Sam
                     assert not batch.media[kind].token_group[row][~own].any()
 
 
+@quick
 @given(st.lists(st.integers(1, 99), max_size=4), st.lists(st.integers(1, 99), min_size=1, max_size=4))
 def test_a_target_is_the_next_token_where_that_is_the_answer(prompt: list[int], answer: list[int]) -> None:
     targets = batched(Sample({}, (turn(prompt, answer),))).targets[0].tolist()

@@ -93,7 +93,7 @@ def test_nothing_to_learn_is_zero_and_still_part_of_the_graph():
     hidden, targets = batch()
     total, count = frozen_head_loss(hidden, torch.full_like(targets, IGNORE), FrozenHead(tiny_decoder()))
     total.backward()
-    assert count == 0 and float(total) == 0 and hidden.grad is not None and not hidden.grad.any()
+    assert count == 0 and total.item() == 0 and hidden.grad is not None and not hidden.grad.any()
 
 
 def test_evaluation_computes_no_gradient():

@@ -1,10 +1,10 @@
-"""Messages to token ids under several chat templates: media at their places, and prompt plus answer as the whole chat."""
+"""Messages to token ids under several chat templates: media in their places, prompt and answer as one chat."""
 
 import copy
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multimodal.errors import UserError
@@ -12,11 +12,14 @@ from multimodal.messages import Medium, Message, Vocabulary, encode_answer, enco
 from multimodal.tokenizer import AnyTokenizer
 from tests.multimodal.tiny_tokenizers import FOREIGN, builtin_tokenizer, foreign_tokenizer
 
+# On a busy machine time says nothing.
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 IMAGE, AUDIO = 1000, 1002
 KINDS = (*FOREIGN, "builtin")
 templates = pytest.mark.parametrize("kind", KINDS)
 # No template says whether it keeps white space around a text, and one text may not spell the tokens of another's frame.
-words = st.text(alphabet=st.characters(exclude_characters="<|>")).map(str.strip).filter(bool)
+words = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="<|>")).map(str.strip).filter(bool)
 
 
 def tokenizer_of(kind: str) -> AnyTokenizer:
@@ -63,6 +66,7 @@ def readable(ids: list[int], kind: str = "builtin") -> str:
 
 
 @templates
+@quick
 @given(question=words, answer=words)
 def test_prompt_and_answer_are_the_whole_chat(kind: str, question: str, answer: str) -> None:
     tokenizer = tokenizer_of(kind)
@@ -139,6 +143,7 @@ def test_a_refusal_of_the_template_is_said() -> None:
 # Places of media -------------------------------------------------------------------------------------------------
 
 
+@quick
 @given(st.lists(st.sampled_from(["image", "audio"]) | words, max_size=8))
 def test_media_stand_where_their_parts_stand(parts: list[str]) -> None:
     media = [p in ("image", "audio") for p in parts]

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multimodal.data.packing import IGNORE, Document, Row, fill_row, pack_rows
 from tests.multimodal.tiny_decoders import PAD, VOCAB, tiny_decoder
+
+# On a busy machine time says nothing.
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 LENGTH = 24
 
@@ -73,6 +76,7 @@ def test_a_document_is_seen_by_no_other(changed: int) -> None:
     assert not torch.isclose(before[own], after[own]).all(-1).any()
 
 
+@quick
 @given(rows_of_documents)
 def test_layout(rows: list[Row]) -> None:
     batch = pack_rows(rows, length=LENGTH, pad_id=PAD)
@@ -89,6 +93,7 @@ def test_layout(rows: list[Row]) -> None:
         assert batch.position[b].tolist()[: len(ids)] == positions
 
 
+@quick
 @given(rows_of_documents)
 def test_a_token_attends_to_its_own_document_up_to_itself(rows: list[Row]) -> None:
     mask = pack_rows(rows, length=LENGTH, pad_id=PAD).attention_mask()
@@ -105,6 +110,7 @@ def drawn(rng: random.Random) -> Document:
     return Document([rng.randrange(100) for _ in range(size)], [rng.random() < 0.5 for _ in range(size)])
 
 
+@quick
 @given(st.integers(0, 10**6), st.integers(2, 40))
 def test_a_row_is_filled_with_documents_of_which_the_last_is_cut(seed: int, length: int) -> None:
     row = fill_row(drawn, random.Random(seed), length=length)
@@ -120,6 +126,7 @@ def test_a_row_is_filled_with_documents_of_which_the_last_is_cut(seed: int, leng
         assert sum(len(d.ids) for d in row) == length
 
 
+@quick
 @given(st.integers(0, 10**6))
 def test_a_row_is_a_function_of_its_generator_alone(seed: int) -> None:
     random.seed(0)

@@ -2,11 +2,11 @@
 
 import lzma
 import random
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multimodal.data.packing import Document
@@ -28,6 +28,9 @@ from multimodal.data.text import (
 from multimodal.errors import UserError
 from multimodal.tokenizer import PAUSE
 from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
+
+# On a busy machine time says nothing.
+quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PAUSE_ID = builtin_tokenizer().convert_tokens_to_ids(PAUSE)
 token_lists = st.lists(st.integers(PAUSE_ID + 1, PAUSE_ID + 4), max_size=12)
@@ -89,6 +92,7 @@ def test_white_space_within_paragraphs_is_one_space() -> None:
     assert [chunk[: len("a b 0 c")] for chunk in held_out + train] == ["a b 0 c", "a b 1 c", "a b 2 c"]
 
 
+@quick
 @given(st.lists(st.text(alphabet="ab .!?\n", max_size=60), max_size=4), st.integers(1, 4), st.integers(0, 4))
 def test_sentences_have_as_many_words_as_asked(chunks: list[str], least: int, more: int) -> None:
     found = sentences(chunks, words=(least, least + more))
@@ -104,6 +108,7 @@ def test_sentences_are_found_in_order_and_once() -> None:
     assert sentences(chunks, words=(2, 2)) == ["One two.", "It did."]
 
 
+@quick
 @given(st.text())
 def test_the_spoken_form_has_no_more_than_speech_has(text: str) -> None:
     spoken = spoken_form(text)
@@ -118,6 +123,7 @@ def test_spoken_form() -> None:
 # Documents -------------------------------------------------------------------------------------------------------
 
 
+@quick
 @given(st.text(), st.text())
 def test_a_chat_document_is_what_the_chat_template_renders(user: str, assistant: str) -> None:
     tokenizer = builtin_tokenizer()
@@ -136,6 +142,7 @@ def test_a_chat_document_takes_ids_for_text() -> None:
     assert chat_document(tokenizer, user, assistant) == chat_document(tokenizer, "Who?", "A fox.")
 
 
+@quick
 @given(token_lists, st.integers(1, 4), st.sampled_from([0.0, 0.2, 0.6]), st.integers(0, 10**6))
 def test_stretching_keeps_the_order_and_nothing_is_lost(ids: list[int], most: int, gap: float, seed: int) -> None:
     held = stretch(ids, random.Random(seed), pause_id=PAUSE_ID, most=most, gap=gap)
@@ -188,15 +195,15 @@ def test_what_is_to_be_repeated_is_what_is_heard() -> None:
 def test_prose_is_drawn_in_windows_of_the_chunks() -> None:
     tokenizer = builtin_tokenizer()
     draw, rng = prose_source(tokenizer, TEXTS, length=12), random.Random(0)
-    windows = [draw(rng) for _ in range(100)]
+    windows = [draw(rng) for _ in range(1500)]
+    pairs = {pair for w in windows for pair in pairwise(w.ids)}
     for window in windows:
         assert window.ids[0] == tokenizer.bos_token_id and 6 < len(window.ids) <= 12
         assert any(tokenizer.decode(window.ids[1:]) in text for text in TEXTS)
         assert window.counts == [False] + [True] * (len(window.ids) - 1)
     for text in TEXTS:  # every token of every chunk has its turn
         ids = tokenizer.encode(text, add_special_tokens=False)
-        pairs = {pair for w in windows for pair in zip(w.ids, w.ids[1:], strict=False)}
-        assert set(zip(ids, ids[1:], strict=False)) <= pairs
+        assert set(pairwise(ids)) <= pairs
 
 
 def test_too_little_text_is_an_error_before_training() -> None:

@@ -1,0 +1,76 @@
+"""Decoders from folders: what loads, and one clear line for what does not."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from multimodal.errors import UserError
+from multimodal.pretrained import decoder_path, load_decoder
+from tests.multimodal.tiny_tokenizers import builtin_tokenizer
+from tests.tiny_models import decoder_for
+
+CPU = torch.device("cpu")
+
+
+def test_a_folder_is_loaded_frozen_with_its_tokenizer(decoder_folder: Path) -> None:
+    decoder, tokenizer = load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
+    expected = decoder_for(builtin_tokenizer())
+    assert all(torch.equal(p, q) for p, q in zip(decoder.lm.parameters(), expected.parameters(), strict=True))
+    assert not decoder.lm.training and not any(p.requires_grad for p in decoder.lm.parameters())
+    text = "The fox saw a dog."
+    assert tokenizer.encode(text) == builtin_tokenizer().encode(text)
+    assert tokenizer.chat_template == builtin_tokenizer().chat_template
+
+
+def test_the_dtype_is_that_asked_for_and_the_hash_follows_the_weights(decoder_folder: Path) -> None:
+    half, _ = load_decoder(str(decoder_folder), dtype=torch.bfloat16, device=CPU)
+    assert half.lm.dtype == torch.bfloat16
+    hashes = {load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)[0].sha256() for _ in range(2)}
+    assert len(hashes) == 1 and half.sha256() not in hashes
+
+
+def test_builtin_is_beside_the_code() -> None:
+    import multimodal
+
+    assert Path(decoder_path("builtin")).is_relative_to(Path(multimodal.__path__[0]))
+    assert decoder_path("some/folder") == "some/folder"
+
+
+def truncate(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no tokenizer": (no_tokenizer, r"no usable tokenizer .*; expected its files beside the weights"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "no usable tokenizer"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"no config\.json in that folder; expected"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "cannot be loaded: .*config"),
+    "unknown family": (lambda f: (f / "config.json").write_text('{"model_type": "nope"}'), "cannot be loaded: .*nope"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded: .*model.safetensors"),
+    "truncated weights": (lambda f: truncate(f / "model.safetensors"), "cannot be loaded"),
+    "gone": (shutil.rmtree, "no such folder; expected a model folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_in_one_line(decoder_folder: Path, tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
+    spoil, expected = DAMAGE[damage]
+    spoil(folder)
+    with pytest.raises(UserError, match=expected) as error:
+        load_decoder(str(folder), dtype=torch.float32, device=CPU)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
+    assert capfd.readouterr() == ("", "")
