@@ -79,9 +79,18 @@ def scene_turn(rng: random.Random, *, split: Split = "any") -> tuple[str, str]:
     """A scene in words with the prompt for a caption or a question, as an adapter will have it, and the answer."""
     scene = sample_scene(rng, split=split)
     if rng.random() < 0.5:
-        return f"{scene_in_words(scene, rng)}\nDescribe the image.", caption(scene, rng)
+        return f"{scene_in_words(scene, rng)}\n{CAPTION_PROMPT}", caption(scene, rng)
     question, answer = question_answer(scene, rng)
     return f"{scene_in_words(scene, rng)}\n{question}", answer
+
+
+def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
+    """A conversation about one scene in words: its caption and some questions, in any order; a quarter have one turn."""
+    scene = sample_scene(rng, split="any")
+    turns = [question_answer(scene, rng) for _ in range(rng.randint(2, 6))]
+    turns.insert(rng.randrange(len(turns) + 1), (CAPTION_PROMPT, caption(scene, rng)))
+    turns = turns[:1] if rng.random() < 0.25 else turns
+    return [(f"{scene_in_words(scene, rng)}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
 def measure(
@@ -95,7 +104,7 @@ def measure(
     turns = []
     while len(turns) < count:
         turn = scene_turn(rng, split="held_out")
-        if not turn[0].endswith("Describe the image."):
+        if not turn[0].endswith(CAPTION_PROMPT):
             turns.append(turn)
     said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
     return {
@@ -133,9 +142,9 @@ def main() -> None:
     captions = read_caption_texts(config.captions) if config.captions else [""]
     sources = (
         prose_source(tokenizer, prose, length=config.context),
-        chat_source(tokenizer, scene_turn),
+        chat_source(tokenizer, scene_turns),
         repeat_source(tokenizer, sentences(prose)),
-        chat_source(tokenizer, lambda rng: (CAPTION_PROMPT, rng.choice(captions))),
+        chat_source(tokenizer, lambda rng: [(CAPTION_PROMPT, rng.choice(captions))]),
     )
     rows = Rows(
         mixture(list(zip(config.weights, sources, strict=True))),

@@ -149,18 +149,26 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
             ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
         heard = ids
         kind = rng.random()
-        if kind < 0.15:
+        if kind < 0.12:
             heard = [token for token in ids for _ in range(2)]
-        elif kind < 0.4:
+        elif kind < 0.3:
             heard = stretch(ids, rng, pause_id=pause_id)
         return chat_document(tokenizer, prompt + heard, ids)
 
     return draw
 
 
-def chat_source(tokenizer: AnyTokenizer, turn: Callable[[random.Random], tuple[str, str]]) -> Draw:
-    """Documents of one question and one answer, made by `turn`."""
-    return lambda rng: chat_document(tokenizer, *turn(rng))
+def conversation(tokenizer: AnyTokenizer, turns: Sequence[tuple[str, str]]) -> Document:
+    """Several turns of question and answer in one document; all answers count."""
+    documents = [chat_document(tokenizer, *turn) for turn in turns]
+    begins = [0] + [1] * (len(documents) - 1)  # only the conversation begins with the start token
+    ids = [token for doc, skip in zip(documents, begins, strict=True) for token in doc.ids[skip:]]
+    return Document(ids, [flag for doc, skip in zip(documents, begins, strict=True) for flag in doc.counts[skip:]])
+
+
+def chat_source(tokenizer: AnyTokenizer, turns: Callable[[random.Random], Sequence[tuple[str, str]]]) -> Draw:
+    """Conversations of questions and answers, made by `turns`."""
+    return lambda rng: conversation(tokenizer, turns(rng))
 
 
 def mixture(sources: Sequence[tuple[float, Draw]]) -> Draw:

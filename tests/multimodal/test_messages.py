@@ -1,6 +1,7 @@
 """Messages to token ids under several chat templates: media in their places, prompt and answer as one chat."""
 
 import copy
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -52,14 +53,9 @@ def with_placeholders(kind: str) -> AnyTokenizer:
 def readable(ids: list[int], kind: str = "builtin") -> str:
     """The text of ids, in which the media are placeholders."""
     known = {IMAGE: placeholder("image"), AUDIO: placeholder("audio")}
-    out, run = "", []
-    for i in [*ids, None]:
-        if i is None or i in known:
-            out += tokenizer_of(kind).decode(run) + known.get(i, "")
-            run = []
-        else:
-            run.append(i)
-    return out
+    runs = groupby(ids, key=lambda i: i if i in known else None)
+    decode = tokenizer_of(kind).decode
+    return "".join(decode(list(run)) if i is None else known[i] * len(list(run)) for i, run in runs)
 
 
 # Prompt and answer -----------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ def test_documents_are_functions_of_the_generator_alone() -> None:
         [
             (1.0, prose_source(tokenizer, TEXTS, length=12)),
             (1.0, repeat_source(tokenizer, sentences(TEXTS))),
-            (1.0, chat_source(tokenizer, lambda rng: (f"{rng.random()}?", "Yes."))),
+            (1.0, chat_source(tokenizer, lambda rng: [(f"{rng.random()}?", "Yes.")])),
         ]
     )
     first, second = random.Random(7), random.Random(7)
