@@ -143,15 +143,18 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
         return " ".join(pool[: rng.randint(1, 20)])
 
     def draw(rng: random.Random) -> Document:
-        if rng.random() < 0.3:
+        kind = rng.random()
+        if kind < 0.5:  # as people write it: the first word follows a space, which its token then holds
+            text = words_of(rng)
+            return chat_document(tokenizer, f"{REPEAT_PROMPT} {text}", text)
+        if kind < 0.7:
             ids = [rng.randrange(first, len(tokenizer)) for _ in range(rng.randint(1, 24))]
         else:
             ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
         heard = ids
-        kind = rng.random()
-        if kind < 0.12:
+        if 0.8 < kind < 0.88:
             heard = [token for token in ids for _ in range(2)]
-        elif kind < 0.3:
+        elif kind > 0.88:
             heard = stretch(ids, rng, pause_id=pause_id)
         return chat_document(tokenizer, prompt + heard, ids)
 

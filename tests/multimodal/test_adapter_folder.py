@@ -71,7 +71,7 @@ def test_the_folder_holds_the_adapter_only_and_says_what_it_is(decoder_folder: P
     model.save_pretrained(tmp_path / "a", recipe={"train": {"steps": 3}}, metrics={"cider_d": 0.25})
     assert {file.name for file in (tmp_path / "a").iterdir()} == {WEIGHTS, CONFIG, "README.md"}
     tensors = load_file(tmp_path / "a" / WEIGHTS)
-    owned = {n for n, _ in model.named_parameters() if n.startswith("modalities.")} | {"extra_embedding.weight"}
+    owned = {f"modalities.{n}" for n, _ in model.modalities.named_parameters()} | {"extra_embedding.weight"}
     assert tensors.keys() == owned
     decoder = {p.data_ptr(): p for p in model.decoder.lm.parameters()}.values()
     assert not any(t.shape == p.shape and torch.equal(t, p) for t in tensors.values() for p in decoder)
@@ -175,7 +175,7 @@ def test_what_is_no_folder_is_refused(tmp_path: Path, what: str) -> None:
 
 
 @pytest.fixture
-def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MultimodalModel:
+def trained(folder: Path) -> MultimodalModel:
     """The model of `folder`, one number different."""
     model = load(folder)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MultimodalModel:
 
 
 def first_number(folder: Path) -> float:
-    return float(load(folder).decoder.extra_embedding.weight[0, 0])
+    return load(folder).decoder.extra_embedding.weight[0, 0].item()
 
 
 def test_an_older_adapter_is_replaced_whole(folder: Path, trained: MultimodalModel) -> None:

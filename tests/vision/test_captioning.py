@@ -1,0 +1,230 @@
+"""What is learnt and asked, and the proof that learning works: pictures are told apart, and the controls fail."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from multimodal.batch import Sample
+from multimodal.decoder import FrozenDecoder
+from multimodal.loss import IGNORE
+from multimodal.model import MultimodalModel
+from multimodal.tokenizer import train_tokenizer
+from tests.tiny_models import CONFIG, TILE, ask, decoder_for, picture, tiny_model
+from vision.caption_data import CaptionImages, read_captions
+from vision.captioning import (
+    CAPTION_PROMPT,
+    Asked,
+    CaptionSamples,
+    SceneSamples,
+    Turns,
+    answer_all,
+    ask_captions,
+    ask_scenes,
+    evaluate_with_controls,
+)
+from vision.scenes import scene_sample
+from vision.tiling import Tiles
+
+
+@pytest.fixture(scope="module")
+def model() -> MultimodalModel:
+    """Shared; not to be changed."""
+    return tiny_model()
+
+
+def images(model: MultimodalModel, folder: Path, split: str = "train") -> CaptionImages:
+    return CaptionImages(read_captions(folder, split=split), model.modalities["image"].tiling)  # type: ignore[arg-type]
+
+
+def decoded(model: MultimodalModel, ids: Sequence[int]) -> str:
+    known = [i for i in ids if i < model.decoder.vocab_size]
+    return str(model.tokenizer.decode(known, skip_special_tokens=True))
+
+
+# ---- samples ------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_that_of_the_conversation(model: MultimodalModel) -> None:
+    turns = Turns(model)
+    for text, answer, pictures in (("Who?", "A fox.", 1), ("Who?", None, 2), ("Who?", "A dog.", 1), ("Where?", "", 0)):
+        expected = model.sample(ask(*[picture() for _ in range(pictures)], text), answer).turns[0]
+        assert turns(text, answer, pictures=pictures) == expected
+
+
+def test_captions_of_a_picture_become_turns_about_it(model: MultimodalModel, captions_folder: Path) -> None:
+    found = images(model, captions_folder)
+    for number in (1, 2, 5):
+        samples = CaptionSamples(model, found, captions=number)
+        assert len(samples) == 4
+        sample = samples.sample(0, random.Random(3))
+        assert sample is not None and len(sample.turns) == min(number, 2) and len(sample.media["image"]) == 1
+        answers = {decoded(model, turn.answer) for turn in sample.turns}
+        assert len(answers) == len(sample.turns) and answers <= set(found.records[0].captions)
+        assert all(decoded(model, turn.prompt) == CAPTION_PROMPT for turn in sample.turns)
+
+
+def test_a_caption_is_drawn_anew_and_equal_generators_draw_equal_ones(
+    model: MultimodalModel, captions_folder: Path
+) -> None:
+    samples = CaptionSamples(model, images(model, captions_folder))
+
+    def drawn(seed: int) -> list[int]:
+        sample = samples.sample(0, random.Random(seed))
+        assert sample is not None
+        return sample.turns[0].answer
+
+    assert {tuple(drawn(seed)) for seed in range(8)} == {tuple(drawn(seed)) for seed in range(8)}
+    assert len({tuple(drawn(seed)) for seed in range(8)}) == 2
+
+
+def test_a_question_is_asked_in_place_of_the_prompt_and_of_all_its_pictures(
+    model: MultimodalModel, tmp_path: Path
+) -> None:
+    for name in "ab":
+        picture().save(tmp_path / f"{name}.png")
+    (tmp_path / "m.jsonl").write_text('{"images": ["a.png", "b.png"], "question": "Who?", "answer": "A fox."}\n')
+    found = CaptionImages(read_captions(tmp_path / "m.jsonl"), model.modalities["image"].tiling)  # type: ignore[arg-type]
+    sample = CaptionSamples(model, found).sample(0, random.Random(0))
+    assert sample is not None and len(sample.media["image"]) == 2
+    (turn,) = sample.turns
+    assert turn.media == {"image": (0, 1)} and decoded(model, turn.prompt) == "Who?"
+    assert decoded(model, turn.answer) == "A fox."
+
+
+def test_a_broken_picture_is_no_sample(model: MultimodalModel, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "captions.tsv").write_text("image\tcaption\na.png\tA fox.\n")
+    found = CaptionImages(read_captions(tmp_path), model.modalities["image"].tiling)  # type: ignore[arg-type]
+    assert CaptionSamples(model, found).sample(0, random.Random(0)) is None
+
+
+def test_scenes_are_a_function_of_index_and_generator(model: MultimodalModel) -> None:
+    samples = SceneSamples(model, count=5, size=TILE, seed=1, questions=2)
+    assert len(samples) == 5
+    a, b = (samples.sample(2, random.Random(7)) for _ in range(2))
+    assert a.turns == b.turns and torch.equal(a.media["image"][0].pixels, b.media["image"][0].pixels)
+    assert len(a.turns) == 3 and decoded(model, a.turns[0].prompt) == CAPTION_PROMPT
+    assert samples.sample(2, random.Random(8)).turns != a.turns
+    batch = model.collate([a, samples.sample(3, random.Random(7))])
+    assert batch.input_ids.shape[0] == 6 and len(batch.media["image"].items) == 2
+    for row, turn in zip(batch.targets, (*a.turns,), strict=False):
+        assert row[row != IGNORE].tolist() == turn.answer
+
+
+def test_held_out_scenes_are_asked_of_combinations_never_seen(model: MultimodalModel) -> None:
+    captions, questions = ask_scenes(model, count=6, size=TILE, seed=2)
+    again, _ = ask_scenes(model, count=6, size=TILE, seed=2)
+    assert [a.references for a in captions] == [a.references for a in again]
+    assert len(captions) == 6 and [q.source for q in questions] == [f"scene {i // 2}" for i in range(12)]
+    seen = [scene_sample(i, seed=2, split="held_out", size=TILE)[1] for i in range(6)]
+    assert [a.scene for a in captions] == seen
+
+
+def test_all_captions_of_a_picture_are_references(model: MultimodalModel, captions_folder: Path) -> None:
+    found = images(model, captions_folder, "test")
+    samples = [found.sample(i, random.Random(i)) for i in range(3)]
+    asked = ask_captions([s for s in samples if s is not None])
+    assert [a.references for a in asked] == [r.captions for r in found.records]
+    assert [a.source for a in asked] == [r.id for r in found.records] and asked[0].prompt == CAPTION_PROMPT
+
+
+# ---- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def asked_of(model: MultimodalModel, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[Asked]:
+    prepare: Callable[[Image.Image], Tiles] = model.modalities["image"].prepare  # type: ignore[assignment]
+    return [
+        Asked(prepare(image), CAPTION_PROMPT, (text,), f"picture {i}")
+        for i, (image, text) in enumerate(zip(pictures, texts, strict=True))
+    ]
+
+
+def test_each_sample_is_shown_the_picture_that_it_is_to_be_shown(
+    model: MultimodalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asked_of(model, [picture(seed=i) for i in range(5)], "abcde")
+    shown: list[torch.Tensor] = []
+
+    def generate(samples: Sequence[Sample], **options: Any) -> list[str]:
+        assert len(samples) <= 2 and options == {"num_beams": 3}
+        shown.extend(sample.media["image"][0].pixels for sample in samples)
+        return ["text"] * len(samples)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert answer_all(model, asked, [0, 3, None, 1, 1], batch_size=2, num_beams=3) == ["text"] * 5
+    for pixels, source in zip(shown, (0, 3, None, 1, 1), strict=True):
+        assert not pixels.any() if source is None else torch.equal(pixels, asked[source].image.pixels)
+
+
+def test_scenes_get_every_score_and_pictures_those_of_captions(
+    model: MultimodalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions, questions = ask_scenes(model, count=3, size=TILE, seed=2)
+    monkeypatch.setattr(model, "generate", lambda samples, **_: ["a red circle"] * len(samples))
+    assert set(evaluate_with_controls(model, captions).scores) == {"cider_d", "bleu4", "object_f1"}
+    plain = [replace(one, scene=None) for one in captions]
+    assert set(evaluate_with_controls(model, plain).scores) == {"cider_d", "bleu4"}
+    assert set(evaluate_with_controls(model, questions, answers=True).scores) == {"qa_accuracy"}
+
+
+COLOURS = {
+    (230, 30, 30): "a ripe tomato on a plate",
+    (20, 40, 220): "the open sea at noon",
+    (30, 200, 40): "fresh grass after rain",
+    (240, 230, 30): "seven lemons in one bowl",
+    (250, 250, 250): "snow covers every roof",
+    (5, 5, 5): "nobody sees their way tonight",
+    (150, 30, 170): "violets grow by our door",
+    (250, 140, 20): "an orange cat sleeps here",
+}
+
+
+def learn(step: Callable[[], torch.Tensor], parameters: Any, *, steps: int, **settings: Any) -> None:
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.0, **settings)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        step().backward()
+        optimizer.step()
+
+
+def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot() -> None:
+    """A decoder that knows eight captions by heart learns from pixels alone which of them to say."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer([*COLOURS.values(), CAPTION_PROMPT] * 3, vocab_size=400)
+    lm = decoder_for(tokenizer)
+    begin = tokenizer.apply_chat_template(
+        [{"role": "user", "content": CAPTION_PROMPT}], tokenize=False, add_generation_prompt=True
+    )
+    text = tokenizer([f"{begin}{caption}<|eot_id|>" for caption in COLOURS.values()], return_tensors="pt", padding=True)
+    labels = text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORE)
+    learn(lambda: lm(**text, labels=labels).loss, lm.parameters(), steps=120, lr=5e-3)
+
+    model = MultimodalModel(FrozenDecoder(lm), tokenizer, decoder_name="tiny")
+    model.add("image", CONFIG)
+    asked = asked_of(model, [Image.new("RGB", (TILE, TILE), colour) for colour in COLOURS], list(COLOURS.values()))
+    turns = Turns(model)
+    samples = [Sample({"image": (one.image,)}, (turns(one.prompt, one.references[0]),)) for one in asked]
+    batch, before = model.collate(samples), model.decoder.sha256()
+
+    def step() -> torch.Tensor:
+        loss, tokens = model.loss(batch)
+        return loss / tokens
+
+    rates = {"adapter": 3e-3, "gates": 3e-2, "encoder": 2e-3, "tokens": 1e-3}
+    groups = [{"params": [p for _, p in named], "lr": rates[part]} for part, named in model.parts().items()]
+    learn(step, groups, steps=120)
+
+    result = evaluate_with_controls(model, asked, max_new_tokens=16)
+    right = [said == one.references[0] for said, one in zip(result.predictions, asked, strict=True)]
+    assert sum(right) >= 7, list(zip(result.predictions, COLOURS.values(), strict=True))
+    assert sum(said == one.references[0] for said, one in zip(result.shuffled, asked, strict=True)) <= 1
+    assert len(set(result.blank)) == 1, "the blank picture is the same for all"
+    scores = result.scores["cider_d"]
+    assert scores.score > 2 * scores.shuffled and scores.score > 2 * scores.blank
+    assert model.decoder.sha256() == before
