@@ -56,6 +56,8 @@ class Config:
     """Captions to learn as text, from the train split of a source that `train_captioning` takes too."""
     start: str = ""
     """Go on from this decoder, with its tokenizer, in place of a new one."""
+    held_out: int = 500
+    """Unseen sentences to copy and questions to answer in the final measurement; a fifth of it during training."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
 
@@ -85,7 +87,7 @@ def scene_turn(rng: random.Random, *, split: Split = "any") -> tuple[str, str]:
 
 
 def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
-    """A conversation about one scene in words: its caption and some questions, in any order; a quarter have one turn."""
+    """A conversation about one scene in words: caption and questions in any order; a quarter have one turn."""
     scene = sample_scene(rng, split="any")
     turns = [question_answer(scene, rng) for _ in range(rng.randint(2, 6))]
     turns.insert(rng.randrange(len(turns) + 1), (CAPTION_PROMPT, caption(scene, rng)))
@@ -134,6 +136,31 @@ def read_caption_texts(source: str) -> list[str]:
     return [tidy_caption(caption) for record in records for caption in record.captions]
 
 
+def model_card(config: Config, scores: dict[str, float], *, minutes: float) -> str:
+    """What the decoder is, what it was trained on, and what was measured."""
+    shape, texts = config.shape, ", ".join(path.name for path in config.text)
+    captions = f", the train captions of {Path(config.captions).name}" if config.captions else ""
+    lines = [
+        "# Graft's built-in decoder" if not config.captions else "# Graft's decoder with captions",
+        "",
+        f"A Llama-style decoder for `transformers`: {shape.layers} layers, width {shape.width}, {shape.heads} heads, "
+        f"{shape.kv_heads} key/value heads, tied embeddings, {config.vocabulary} tokens, bf16.",
+        "",
+        f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text: scenes in words with "
+        "captions and questions, and sentences to repeat. Made for adapters to stand on; it knows nothing of the world.",
+        "",
+        "| measured on held-out text | |",
+        "| --- | --- |",
+        f"| perplexity per token on prose | {scores['prose_perplexity']:.1f} |",
+        f"| unseen sentences of 4 to 20 words copied exactly ({config.held_out}) | {scores['copy_exact']:.3f} |",
+        f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
+        "",
+        "Rebuild: `make decoder` (see `scripts/configs/decoder.yaml`).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     config = parse(Config, description=__doc__)
     torch.manual_seed(config.train.seed)
@@ -158,7 +185,7 @@ def main() -> None:
         config=config.train,
         run_dir=config.run_dir,
         resume=config.resume,
-        evaluate=lambda step: measure(lm, tokenizer, held_out, context=config.context, count=100),
+        evaluate=lambda step: measure(lm, tokenizer, held_out, context=config.context, count=config.held_out // 5),
         config_yaml=dump(config),
     )
     lm.eval().to(torch.bfloat16).save_pretrained(config.run_dir / "decoder")  # type: ignore[arg-type]
@@ -166,8 +193,9 @@ def main() -> None:
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():
-        scores = measure(shipped, tokenizer, held_out, context=config.context, count=500)
+        scores = measure(shipped, tokenizer, held_out, context=config.context, count=config.held_out)
     write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
+    (config.run_dir / "decoder" / "README.md").write_text(model_card(config, scores, minutes=result.seconds / 60))
     print(" ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 

@@ -1,6 +1,6 @@
 """Tiny random decoders by family name, a tiny adapter, and tiny memory, for every test that needs one.
 
-    from tests.multimodal.tiny_decoders import FAMILIES, tiny_adapter, tiny_decoder, tiny_memory
+    from tests.multimodal.tiny_decoders import FAMILIES, grafted, memory_of, prompt, tiny_adapter, tiny_decoder
 
 A decoder has 4 layers, width 32 and a vocabulary of 97; it is fp32, random by seed, and its logits are of order one, so
 that greedy decoding and soft-capping have something to show.
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from multimodal.cross_attention import GatedCrossAttention
+from multimodal.decoder import FrozenDecoder
 from multimodal.memory import AdapterMemory, CrossMemory, token_groups
 
 WIDTH, VOCAB, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 32, 97, 4, 4, 2, 8
 PAD = 0
+IMAGE = VOCAB  # id of the first extra token, used as the placeholder
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -105,3 +107,42 @@ def tiny_memory(
         keys, values = {i: kv[0] for i, kv in projected.items()}, {i: kv[1] for i, kv in projected.items()}
         by_adapter[name] = AdapterMemory(keys, values, memory_group, groups)
     return CrossMemory(by_adapter)
+
+
+def grafted(family: str = "llama", **overrides: Any) -> FrozenDecoder:
+    """A decoder with an open image adapter before layers 1 and 3."""
+    decoder = FrozenDecoder(tiny_decoder(family, **overrides))
+    decoder.attach("image", tiny_adapter())
+    with torch.no_grad():
+        torch.manual_seed(5)
+        decoder.extra_embedding.weight.normal_(std=float(decoder.embed(torch.arange(VOCAB)).std()))
+    return decoder
+
+
+def prompt(rows: int = 3) -> tuple[Tensor, Tensor]:
+    """Ids [3, 8] and their attention mask: media in the middle; text only; padded on the left with media in it."""
+    torch.manual_seed(2)
+    ids = torch.randint(1, VOCAB, (3, 8))
+    ids[0, 3] = IMAGE
+    ids[2, :3], ids[2, 4] = PAD, IMAGE
+    mask = torch.ones_like(ids)
+    mask[2, :3] = 0
+    return ids[:rows], mask[:rows]
+
+
+def memory_of(decoder: FrozenDecoder, ids: Tensor, *, seed: int = 3) -> CrossMemory:
+    """Five media tokens a row for every attached adapter."""
+    torch.manual_seed(seed)
+    adapters: dict[str, Any] = dict(decoder.adapters.items())
+    return tiny_memory(torch.randn(len(ids), 5, WIDTH), ids >= VOCAB, **adapters)
+
+
+def greedy(decoder: FrozenDecoder, ids: Tensor, mask: Tensor, memory: CrossMemory | None, steps: int) -> Tensor:
+    """Greedy decoding by hand, the whole sequence anew for every token."""
+    start = ids.shape[1]
+    for _ in range(steps):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = decoder(ids, mask, memory=memory, position_ids=positions)
+        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return ids[:, start:]

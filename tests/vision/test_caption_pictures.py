@@ -130,7 +130,9 @@ def test_attention_is_that_of_the_generated_words(model: MultimodalModel) -> Non
     """Weights that look at one patch alone must light that patch up."""
     image = Image.new("RGB", (2 * TILE, 2 * TILE), "black")
     image.paste("white", (TILE, 0, 2 * TILE, TILE))
-    assert not torch.equal(drawn(model, image, "a fox"), drawn(model, image.transpose(Image.Transpose.ROTATE_90), "a fox"))
+    assert not torch.equal(
+        drawn(model, image, "a fox"), drawn(model, image.transpose(Image.Transpose.ROTATE_90), "a fox")
+    )
 
 
 def test_attention_over_an_encoder_of_transformers(tmp_path: Path) -> None:

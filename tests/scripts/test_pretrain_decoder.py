@@ -1,0 +1,51 @@
+"""The decoder's pre-training script on a little text: what it writes, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from multimodal.data.text import REPEAT_PROMPT
+from scripts import pretrain_decoder
+from tests.scripts.commands import run_main
+
+TEXT = "\n\n".join(f"Once there was a fox named number {i}. It saw the old house by the river. " * 30 for i in range(60))
+SIZES = "--shape.layers 2 --shape.width 32 --shape.heads 2 --shape.kv-heads 1 --shape.ffn 48 --vocabulary 320".split()
+SHORT = "--train.steps 2 --train.batch-size 2 --train.learning-rates decoder 1e-3 --context 64 --held-out 5".split()
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "books.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def test_writes_a_decoder_with_its_measurements(text: Path, tmp_path: Path, captions_folder: Path) -> None:
+    flags = ["--text", str(text), "--run-dir", str(tmp_path / "run"), *SHORT]
+    assert run_main(pretrain_decoder.main, [*flags, *SIZES]).status == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["prose_perplexity"] > 1
+    assert 0 <= metrics["copy_exact"] <= 1
+    assert 0 <= metrics["scene_question_accuracy"] <= 1
+    folder = tmp_path / "run" / "decoder"
+    lm, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert lm.config.num_key_value_heads < lm.config.num_attention_heads
+    assert str(lm.dtype) == "torch.bfloat16"
+    chat = [{"role": "user", "content": f"{REPEAT_PROMPT} a fox"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False).endswith(f"<|user|>{REPEAT_PROMPT} a fox")
+
+    # Go on from it, with captions as text.
+    more = ["--start", str(folder), "--captions", str(captions_folder), "--weights", "0", "0", "0.5", "0.5"]
+    flags = ["--text", str(text), "--run-dir", str(tmp_path / "more"), *SHORT]
+    assert run_main(pretrain_decoder.main, [*flags, *more]).status == 0
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "more" / "decoder")) == len(tokenizer)
+
+
+def test_text_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    flags = ["--text", str(tmp_path / "none.txt"), "--run-dir", str(tmp_path / "run"), *SHORT, *SIZES]
+    done = run_main(pretrain_decoder.main, flags)
+    assert done.status == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "none.txt" in done.stderr

@@ -1,0 +1,221 @@
+"""Both stages of captioning on tiny sizes: what is saved, what is refused before it costs time, what is skipped."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from multimodal.config import dump, parse
+from multimodal.errors import UserError
+from multimodal.model import MultimodalModel
+from tests.tiny_models import ENCODER, RATES, TILE, ask, picture, tiny_model, train_config
+from vision.caption_tables import Columns
+from vision.caption_training import (
+    AnnealConfig,
+    CaptioningConfig,
+    DataConfig,
+    build_model,
+    read_asked,
+    train_captioning,
+    training_data,
+)
+from vision.captioning import CaptionSamples, SceneSamples
+from vision.image_modality import EncoderOptions
+
+
+@pytest.fixture
+def config(tmp_path: Path, decoder_folder: Path, captions_folder: Path) -> CaptioningConfig:
+    """Two steps on the four pictures of the train split, without a dev split."""
+    return CaptioningConfig(
+        run_dir=tmp_path / "run",
+        train=train_config(),
+        decoder=str(decoder_folder),
+        encoder=EncoderOptions(**ENCODER),
+        data=DataConfig(source=str(captions_folder), dev_count=0),
+    )
+
+
+def rates(run_dir: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [record["learning_rate"] for record in records if "learning_rate" in record]
+
+
+@torch.no_grad()
+def logits(model: MultimodalModel, *, size: int = TILE) -> torch.Tensor:
+    batch = model.collate([model.sample(ask(picture(2 * size, size), "Who?"), "A fox.")])
+    return model.decoder(batch.input_ids, memory=model.eval().memory(batch))
+
+
+# ---- stages -------------------------------------------------------------------------------------------------------
+
+
+def test_both_stages_train_measure_and_save(config: CaptioningConfig) -> None:
+    settings = replace(
+        config,
+        train=replace(config.train, schedule="constant", warmup=0),
+        data=replace(config.data, dev_count=2),
+        anneal=AnnealConfig(steps=3, tile_size=24, learning_rates={"encoder": 0.0}, batch_size=4),
+    )
+    lines: list[str] = []
+    model, result = train_captioning(settings, report=lines.append)
+    assert result.steps == 3 and {"cider_d", "cider_d_shuffled", "cider_d_blank", "bleu4"} <= result.metrics.keys()
+    assert rates(config.run_dir / "initial") == [pytest.approx(RATES)] * 2
+    annealed = {part: rate / 5 for part, rate in RATES.items() if part != "encoder"}
+    assert rates(config.run_dir / "anneal") == [pytest.approx(annealed)] * 3
+
+    folder = config.run_dir / "adapter"
+    assert len(lines) == 1 and str(folder) in lines[0]
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    assert saved["recipe"]["anneal"]["tile_size"] == 24 and saved["metrics"] == pytest.approx(result.metrics)
+    again = MultimodalModel.from_pretrained(folder, device="cpu")
+    assert torch.equal(logits(again, size=24), logits(model, size=24))
+
+    stages = [
+        load_file(next((config.run_dir / stage / "checkpoints").glob("step-*")) / "tensors.safetensors")
+        for stage in ("initial", "anneal")
+    ]
+    first, second = ({n: t for n, t in s.items() if n.startswith("model/")} for s in stages)
+    assert any("encoder" in name for name in first) and not any("encoder" in name for name in second)
+    learnt = [name for name in second if not torch.equal(first[name], second[name])]
+    assert len(learnt) > len(second) / 2
+    plain = tiny_model(opened=False)
+    assert not torch.equal(logits(again, size=24), logits(plain)) and again.decoder.sha256() == plain.decoder.sha256()
+
+
+def test_equal_seeds_train_equal_adapters_and_others_do_not(config: CaptioningConfig, tmp_path: Path) -> None:
+    def trained(name: str, seed: int) -> bytes:
+        run = replace(config, run_dir=tmp_path / name, train=replace(config.train, steps=1, seed=seed))
+        train_captioning(run, report=lambda _: None)
+        return (tmp_path / name / "adapter" / "adapter.safetensors").read_bytes()
+
+    first = trained("a", 0)
+    assert first == trained("b", 0) and first != trained("c", 1)
+
+
+def test_an_encoder_of_transformers_trains_and_comes_back(config: CaptioningConfig, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "patch_size": 8}
+    torch.manual_seed(0)
+    clip = CLIPVisionModel(CLIPVisionConfig(**shape, num_attention_heads=2, image_size=TILE))
+    clip.save_pretrained(tmp_path / "clip")
+    named = replace(
+        config,
+        encoder=EncoderOptions(name=str(tmp_path / "clip")),
+        train=replace(config.train, learning_rates={**RATES, "gates": 0.5}),
+        checkpointing=True,
+    )
+    model, _ = train_captioning(named, report=lambda _: None)
+    start, now = clip.state_dict(), model.modalities["image"].encoder.model.state_dict()  # type: ignore[union-attr]
+    moved = [name for name in now if not torch.equal(now[name], next(t for n, t in start.items() if n.endswith(name)))]
+    assert len(moved) > len(now) / 2, "the encoder has not learnt"
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    assert torch.equal(logits(again), logits(model))
+    assert torch.equal(again.modalities["image"].encoder.model.state_dict()[moved[0]], now[moved[0]])  # type: ignore[union-attr]
+
+
+def test_memory_saving_changes_no_gradient(config: CaptioningConfig) -> None:
+    def gradients(checkpointing: bool) -> list[torch.Tensor]:
+        model = build_model(replace(config, checkpointing=checkpointing))
+        torch.nn.init.constant_(model.parts()["gates"][0][1], 0.5)
+        found = training_data(model, config)
+        batch = model.collate([s for i in range(2) if (s := found.sample(i, random.Random(0)))])
+        model.train().loss(batch)[0].backward()
+        return [p.grad for named in model.parts().values() for _, p in named if p.grad is not None]
+
+    plain, recomputed = gradients(False), gradients(True)
+    assert plain and len(plain) == len(recomputed)
+    for a, b in zip(plain, recomputed, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ---- before training ----------------------------------------------------------------------------------------------
+
+
+def test_what_the_dev_split_lacks_is_said_before_training(config: CaptioningConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(config.data.source, tmp_path / "data"))
+    dev = replace(config, data=replace(config.data, source=str(folder), dev_count=2))
+    lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
+    (folder / "dev.tsv").write_text("".join(lines[:3]))
+    with pytest.raises(UserError, match="one picture in split dev; expected at least two.*--data.dev-count 0"):
+        train_captioning(dev)
+    (folder / "dev.tsv").unlink()
+    with pytest.raises(UserError, match="no table for split 'dev'.*--data.dev-count 0"):
+        train_captioning(dev)
+    assert not config.run_dir.exists()
+
+
+def test_a_used_run_folder_is_refused_without_resume(config: CaptioningConfig) -> None:
+    (config.run_dir / "initial" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    with pytest.raises(UserError, match="already holds checkpoints: expected --resume"):
+        train_captioning(config)
+
+
+def test_scenes_are_built_as_told(config: CaptioningConfig) -> None:
+    model = build_model(config)
+    scenes = replace(config, data=DataConfig(scenes=7, scene_size=20, questions=1), train=train_config(seed=3))
+    made = training_data(model, scenes)
+    assert isinstance(made, SceneSamples)
+    assert (made.count, made.size, made.questions, made.seed, made.split) == (7, 20, 1, 3, "train")
+
+
+def test_pictures_are_read_as_told(config: CaptioningConfig) -> None:
+    model = build_model(config)
+    settings = replace(config.data, captions=2, flip=True, crop_scale=(0.5, 1.0), on_error="fail")
+    made = training_data(model, replace(config, data=settings))
+    assert isinstance(made, CaptionSamples) and made.captions == 2 and len(made) == 4
+    assert made.images.on_error == "fail" and made.images.augment is not None
+    assert made.images.augment.flip and made.images.augment.crop_scale == (0.5, 1.0)
+
+
+def test_seeds_decide_the_new_adapter(config: CaptioningConfig) -> None:
+    def first(seed: int) -> torch.Tensor:
+        torch.manual_seed(99 + seed)
+        return build_model(replace(config, train=train_config(seed=seed))).parts()["adapter"][0][1]
+
+    assert torch.equal(first(0), first(0)) and not torch.equal(first(0), first(1))
+
+
+def test_the_asked_split_is_read_up_to_a_number(config: CaptioningConfig, tmp_path: Path) -> None:
+    model, source = build_model(config), config.data.source
+    for count, expected in ((0, 3), (2, 2), (9, 3)):
+        assert len(read_asked(model, source, split="test", count=count, columns=Columns())) == expected
+    (tmp_path / "test.tsv").write_text("image\tcaption\na.png\tA fox.\n")
+    (tmp_path / "a.png").write_bytes(b"no")
+    with pytest.raises(UserError, match="no readable picture in split test"):
+        read_asked(model, str(tmp_path), split="test", count=0, columns=Columns())
+
+
+# ---- broken pictures ----------------------------------------------------------------------------------------------
+
+
+def test_a_broken_picture_is_skipped_and_reported_or_ends_the_run(config: CaptioningConfig, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(config.data.source, tmp_path / "data"))
+    (folder / "images" / "2.png").write_bytes((folder / "images" / "2.png").read_bytes()[:60])
+    broken = replace(config, data=replace(config.data, source=str(folder)))
+    lines: list[str] = []
+    _, result = train_captioning(broken, report=lines.append)
+    assert result.skipped == 1 and lines[0].startswith("1 samples with broken pictures")
+    assert (config.run_dir / "adapter").is_dir()
+    failing = replace(broken, run_dir=tmp_path / "fails", data=replace(broken.data, on_error="fail"))
+    with pytest.raises(UserError, match=r"2\.png: .*expected"):
+        train_captioning(failing)
+
+
+# ---- configuration ------------------------------------------------------------------------------------------------
+
+
+def test_a_written_configuration_is_read_back(config: CaptioningConfig, tmp_path: Path) -> None:
+    full = replace(
+        config,
+        encoder=EncoderOptions(**ENCODER, taps=(1, 2)),
+        anneal=AnnealConfig(steps=3, learning_rates={"encoder": 1e-4}),
+    )
+    for written in (config, full):
+        (tmp_path / "run.yaml").write_text(dump(written))
+        assert parse(CaptioningConfig, ["--config", str(tmp_path / "run.yaml")]) == written
