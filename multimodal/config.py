@@ -192,13 +192,16 @@ def _flag(name: str) -> str:
 
 
 def _one_line(report: str) -> str:
-    """The parser's error box as one line."""
+    """The parser's error box as one line. Where the output is not UTF-8 it has no frame: a title, then the sections."""
+    framed = "│" in report
     sections: list[list[str]] = [[]]
-    for line in (line.strip("│ ") for line in report.splitlines() if line.startswith("│")):
-        if line and set(line) == {"─"}:
+    for line in (line.strip("│ ") for line in report.splitlines() if line.startswith("│" if framed else " ")):
+        if line and set(line) in ({"─"}, {"-"}):
             sections.append([])
-        else:
+        elif line:
             sections[-1].append(line)
+    if not framed:
+        sections = sections[1:]
     parts = []
     for section in filter(None, sections):
         named = ", ".join(sorted(line.split(" ")[0] for line in section if line.startswith("--")))

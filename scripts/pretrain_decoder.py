@@ -147,7 +147,7 @@ def model_card(config: Config, scores: dict[str, float], *, minutes: float) -> s
         f"{shape.kv_heads} key/value heads, tied embeddings, {config.vocabulary} tokens, bf16.",
         "",
         f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text: scenes in words with "
-        "captions and questions, and sentences to repeat. Made for adapters to stand on; it knows nothing of the world.",
+        "captions and questions, and sentences to repeat. A base for adapters; it knows nothing of the world.",
         "",
         "| measured on held-out text | |",
         "| --- | --- |",

@@ -1,5 +1,7 @@
 """One validator for files and flags: the same values, the same errors, one line each."""
 
+import io
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +132,25 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert error() == "missing --data.folder, --weights: expected a value"
     assert "absent.yaml" in error("--config", str(tmp_path / "absent.yaml"))
     assert "expected a YAML file" in error("--config")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_errors_are_the_same_whatever_the_terminal_can_show(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert error() == "missing --data.folder, --weights: expected a value"
+    unknown = error(*FLAGS, "--train.stepz", "1")
+    assert unknown.startswith("Unrecognized options: --train.stepz, 1: expected perhaps --train.")
+    assert "\n" not in error(*FLAGS, "--mode", "sing") and "caption" in error(*FLAGS, "--mode", "sing")
+
+
+def test_a_mapping_without_default_keys_is_open_in_files_and_flags(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Rates:
+        rates: dict[str, float] = field(default_factory=dict)
+
+    for written in (Rates({"adapter": 0.5, "gates": 1.0}), Rates()):
+        assert parse(Rates, ["--config", write(tmp_path, dump(written))]) == written
+    assert parse(Rates, ["--rates", "adapter", "0.5"]) == Rates({"adapter": 0.5})
 
 
 def test_a_bad_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:

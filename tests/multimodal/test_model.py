@@ -255,7 +255,7 @@ def test_what_cannot_be_understood_is_refused(model: MultimodalModel, chat: Any,
 
 
 def test_modalities_are_known_and_there_once(model: MultimodalModel) -> None:
-    with pytest.raises(UserError, match="'smell'.*image"):
+    with pytest.raises(UserError, match=r"'smell'.*image"):
         model.add("smell", CONFIG)
     with pytest.raises(UserError, match="attached already"):
         tiny_model().add("image", CONFIG)

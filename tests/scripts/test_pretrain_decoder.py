@@ -7,12 +7,38 @@ import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from multimodal.data.text import REPEAT_PROMPT
-from scripts import pretrain_decoder
-from tests.scripts.commands import run_main
+from tests.scripts.conftest import Cli
 
-TEXT = "\n\n".join(f"Once there was a fox named number {i}. It saw the old house by the river. " * 30 for i in range(60))
-SIZES = "--shape.layers 2 --shape.width 32 --shape.heads 2 --shape.kv-heads 1 --shape.ffn 48 --vocabulary 320".split()
-SHORT = "--train.steps 2 --train.batch-size 2 --train.learning-rates decoder 1e-3 --context 64 --held-out 5".split()
+TEXT = "\n\n".join(
+    f"Once there was a fox named number {i}. It saw the old house by the river. " * 30 for i in range(60)
+)
+SIZES = [
+    "--shape.layers",
+    "2",
+    "--shape.width",
+    "32",
+    "--shape.heads",
+    "2",
+    "--shape.kv-heads",
+    "1",
+    "--shape.ffn",
+    "48",
+    "--vocabulary",
+    "320",
+]
+SHORT = [
+    "--train.steps",
+    "2",
+    "--train.batch-size",
+    "2",
+    "--train.learning-rates",
+    "decoder",
+    "1e-3",
+    "--context",
+    "64",
+    "--held-out",
+    "5",
+]
 
 
 @pytest.fixture
@@ -22,9 +48,9 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_writes_a_decoder_with_its_measurements(text: Path, tmp_path: Path, captions_folder: Path) -> None:
+def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: Path, captions_folder: Path) -> None:
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "run"), *SHORT]
-    assert run_main(pretrain_decoder.main, [*flags, *SIZES]).status == 0
+    assert cli("pretrain_decoder", *flags, *SIZES).status == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["prose_perplexity"] > 1
     assert 0 <= metrics["copy_exact"] <= 1
@@ -39,13 +65,13 @@ def test_writes_a_decoder_with_its_measurements(text: Path, tmp_path: Path, capt
     # Go on from it, with captions as text.
     more = ["--start", str(folder), "--captions", str(captions_folder), "--weights", "0", "0", "0.5", "0.5"]
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "more"), *SHORT]
-    assert run_main(pretrain_decoder.main, [*flags, *more]).status == 0
+    assert cli("pretrain_decoder", *flags, *more).status == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "more" / "decoder")) == len(tokenizer)
 
 
-def test_text_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_text_that_is_not_there_is_one_line(cli: Cli, tmp_path: Path) -> None:
     flags = ["--text", str(tmp_path / "none.txt"), "--run-dir", str(tmp_path / "run"), *SHORT, *SIZES]
-    done = run_main(pretrain_decoder.main, flags)
+    done = cli("pretrain_decoder", *flags)
     assert done.status == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "none.txt" in done.stderr
+    assert len(done.err.strip().splitlines()) == 1
+    assert "none.txt" in done.err

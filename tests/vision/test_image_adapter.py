@@ -77,7 +77,7 @@ def test_several_rows_add_up_their_gradients_on_one_picture() -> None:
 
 
 def test_sizes_are_the_decoders_unless_given() -> None:
-    assert list(adapter(cross_layers=2).layers) == ["3", "7"] and list(adapter(cross_layers=4).layers)[0] == "1"
+    assert list(adapter(cross_layers=2).layers) == ["3", "7"] and next(iter(adapter(cross_layers=4).layers)) == "1"
     memory = adapter().memory(features(), media())
     assert {k.shape for k in memory.keys.values()} == {(4, 2, 8, 8)}
     memory = adapter(heads=8, kv_heads=4).memory(features(), media())

@@ -58,7 +58,7 @@ def test_sizes_of_the_decoder_whatever_its_family_calls_them(family: str) -> Non
 
 
 def test_every_setting_reaches_the_tiling_and_the_encoder() -> None:
-    options = EncoderOptions(**ENCODER | {"tile_size": 24, "max_tiles": 2})
+    options = EncoderOptions(**dict(ENCODER, tile_size=24, max_tiles=2))
     made = modality(ImageConfig(encoder=options, stretch=True))
     assert (made.tiling.tile_size, made.tiling.max_tiles, made.tiling.stretch) == (24, 2, True)
     assert made.prepare(picture(50, 48)).grid in ((1, 2), (2, 1), (1, 1))
@@ -79,7 +79,7 @@ def test_weights_of_a_pretrained_encoder_are_the_start(tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path: Path) -> None:
     folder = weights_folder(tmp_path)
     file = folder / ENCODER_FILE
-    cases = {"does not fit.*size mismatch": ENCODER | {"width": 32}, "does not fit": ENCODER | {"layers": 3}}
+    cases = {"does not fit.*size mismatch": dict(ENCODER, width=32), "does not fit": dict(ENCODER, layers=3)}
     for expected, sizes in cases.items():
         with pytest.raises(UserError, match=expected) as error:
             modality(ImageConfig(encoder=EncoderOptions(**sizes, weights=folder)))

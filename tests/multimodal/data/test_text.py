@@ -16,6 +16,7 @@ from multimodal.data.text import (
     REPEAT_PROMPT,
     chat_document,
     chat_source,
+    conversation,
     mixture,
     prose_source,
     read_texts,
@@ -136,6 +137,24 @@ def test_a_chat_document_is_what_the_chat_template_renders(user: str, assistant:
     assert document.counts == [False] * before + [True] * (len(document.ids) - before)
 
 
+@quick
+@given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=4))
+def test_a_conversation_is_what_the_chat_template_renders(turns: list[tuple[str, str]]) -> None:
+    tokenizer = builtin_tokenizer()
+    messages: list[dict[str, str]] = []
+    ids: list[int] = []
+    counts: list[bool] = []
+    for user, assistant in turns:
+        messages.append({"role": "user", "content": user})
+        for counted in (False, True):
+            if counted:
+                messages.append({"role": "assistant", "content": assistant})
+            whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not counted)
+            ids = tokenizer.encode(whole, add_special_tokens=False)
+            counts += [counted] * (len(ids) - len(counts))
+    assert conversation(tokenizer, turns) == Document(ids, counts)
+
+
 def test_a_chat_document_takes_ids_for_text() -> None:
     tokenizer = builtin_tokenizer()
     user, assistant = (tokenizer.encode(t, add_special_tokens=False) for t in ("Who?", "A fox."))
@@ -163,33 +182,38 @@ def test_stretching_holds_and_pauses() -> None:
     assert 200 < pauses < 300  # a quarter of a pause for each token
 
 
-def parse(document: Document) -> tuple[list[int], list[int], list[int]]:
-    """The prompt, what is heard, and the answer of a document to repeat."""
+def form_of(question: list[int], answer: list[int]) -> str:
+    """In which form a question holds its answer."""
     tokenizer = builtin_tokenizer()
-    prompt = tokenizer.encode(f"<|begin_of_text|><|user|>{REPEAT_PROMPT} ", add_special_tokens=False)
-    middle = document.ids.index(tokenizer.convert_tokens_to_ids("<|assistant|>"))
-    return document.ids[: len(prompt)], document.ids[len(prompt) : middle], document.ids[middle + 1 :]
+    asked = f"<|begin_of_text|><|user|>{REPEAT_PROMPT} "
+    if question == tokenizer.encode(asked + tokenizer.decode(answer), add_special_tokens=False):
+        return "as written"
+    prompt = tokenizer.encode(asked, add_special_tokens=False)
+    heard = question[len(prompt) :]
+    assert question[: len(prompt)] == prompt
+    assert collapsed(heard) == collapsed(answer)
+    if heard in (answer, [i for i in answer for _ in range(2)]):
+        return "alone" if heard == answer else "doubled"
+    return "stretched"
 
 
-def test_what_is_to_be_repeated_is_what_is_heard() -> None:
+def test_what_is_to_be_repeated_is_what_is_asked() -> None:
     tokenizer = builtin_tokenizer()
     examples = sentences(TEXTS)
     assert len(examples) > 3
     draw, rng = repeat_source(tokenizer, examples), random.Random(0)
-    forms, said = set(), []
+    forms, said = set(), set()
     for _ in range(400):
         document = draw(rng)
-        prompt, heard, answer = parse(document)
-        assert tokenizer.decode(prompt) == f"<|begin_of_text|><|user|>{REPEAT_PROMPT} "
+        middle = document.ids.index(tokenizer.convert_tokens_to_ids("<|assistant|>"))
+        answer = document.ids[middle + 1 :]
+        assert document.counts == [i > middle for i in range(len(document.ids))]
         assert answer.pop() == tokenizer.eos_token_id
         assert min(answer) > max(tokenizer.all_special_ids)
-        assert collapsed(heard) == collapsed(answer)
-        assert document.counts == [i >= len(document.ids) - len(answer) - 1 for i in range(len(document.ids))]
-        doubled = [i for i in answer for _ in range(2)]
-        forms.add("plain" if heard == answer else "doubled" if heard == doubled else "stretched")
-        said.append(tokenizer.decode(answer))
-    assert forms == {"plain", "doubled", "stretched"}
-    assert set(said) & set(examples) and set(said) & {spoken_form(s) for s in examples}
+        forms.add(form_of(document.ids[:middle], answer))
+        said.add(tokenizer.decode(answer))
+    assert forms == {"as written", "alone", "doubled", "stretched"}
+    assert said & set(examples) and said & {spoken_form(s) for s in examples}
 
 
 def test_prose_is_drawn_in_windows_of_the_chunks() -> None:
