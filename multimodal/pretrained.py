@@ -15,9 +15,14 @@ from multimodal.tokenizer import AnyTokenizer
 BUILTIN = "builtin"
 
 
+def builtin_folder(part: str) -> Path:
+    """The folder of a part that comes with Graft: "decoder" or "image_encoder"."""
+    return Path(str(files("multimodal") / "builtin" / part))
+
+
 def decoder_path(name: str) -> str:
     """Where the weights of `name` are: "builtin" is the decoder that comes with Graft."""
-    return str(files("multimodal") / "builtin" / "decoder") if name == BUILTIN else name
+    return str(builtin_folder("decoder")) if name == BUILTIN else name
 
 
 def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tuple[FrozenDecoder, AnyTokenizer]:

@@ -179,7 +179,8 @@ def measure_retrieval(
 
 
 def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
-    """Write the encoder's weights and sizes, for `--encoder.weights`."""
+    """Write the encoder's weights and sizes, for `--encoder.weights`. A start needs no more digits than bf16 has."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}, folder / ENCODER_FILE)
+    tensors = {name: t.detach().cpu().to(torch.bfloat16).contiguous() for name, t in encoder.state_dict().items()}
+    save_file(tensors, folder / ENCODER_FILE)
     (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2, default=str) + "\n")

@@ -15,6 +15,7 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.layers import TanhGate
 from multimodal.memory import AdapterMemory
+from multimodal.pretrained import BUILTIN, builtin_folder
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.image_adapter import DecoderSizes, ImageAdapter, ImageAdapterConfig
@@ -31,7 +32,7 @@ class EncoderOptions(ImageEncoderConfig):
     name: str = ""
     """Hub name or folder of a vision encoder of transformers (CLIP, SigLIP, DINOv2 ...); empty: Graft's own."""
     weights: Path | None = None
-    """Folder written by pretrain_image_encoder, to start from. Its sizes must be these."""
+    """Folder written by pretrain_image_encoder to start from, or "builtin"; its sizes must be these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +187,8 @@ def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
     Raises:
         UserError: no such file, or weights of other sizes.
     """
+    if str(folder) == BUILTIN:
+        folder = builtin_folder("image_encoder")
     file = folder / ENCODER_FILE
     if not file.is_file():
         raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
