@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multimodal.cross_attention import INIT_STD, GatedCrossAttention
+from multimodal.cross_attention import GatedCrossAttention
 from multimodal.layers import SwiGLU, TanhGate
 
 
@@ -102,9 +102,10 @@ def test_initialisation():
     torch.manual_seed(0)
     made = GatedCrossAttention(dim=128, heads=8, kv_heads=2, head_dim=16, ffn_dim=256, n_layers=8)
     for projection in (made.q_proj, made.k_proj, made.v_proj, made.ffn.gate, made.ffn.up):
-        assert projection.weight.std().item() == pytest.approx(INIT_STD, rel=0.1)
+        assert projection.weight.std().item() == pytest.approx(128**-0.5, rel=0.1)
     for projection in (made.o_proj, made.ffn.down):
-        assert projection.weight.std().item() == pytest.approx(INIT_STD / 4, rel=0.1)
+        std = projection.in_features**-0.5 / 4
+        assert projection.weight.std().item() == pytest.approx(std, rel=0.1)
 
 
 def test_small_layers():
