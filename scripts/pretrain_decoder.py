@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from multimodal.config import dump, parse
 from multimodal.data.packing import Document, Row, fill_row, pack_rows
@@ -136,15 +136,16 @@ def read_caption_texts(source: str) -> list[str]:
     return [tidy_caption(caption) for record in records for caption in record.captions]
 
 
-def model_card(config: Config, scores: dict[str, float], *, minutes: float) -> str:
+def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, minutes: float) -> str:
     """What the decoder is, what it was trained on, and what was measured."""
-    shape, texts = config.shape, ", ".join(path.name for path in config.text)
+    texts = ", ".join(path.name for path in config.text)
     captions = f", the train captions of {Path(config.captions).name}" if config.captions else ""
     lines = [
         "# Graft's built-in decoder" if not config.captions else "# Graft's decoder with captions",
         "",
-        f"A Llama-style decoder for `transformers`: {shape.layers} layers, width {shape.width}, {shape.heads} heads, "
-        f"{shape.kv_heads} key/value heads, tied embeddings, {config.vocabulary} tokens, bf16.",
+        f"A Llama-style decoder for `transformers`: {shape.num_hidden_layers} layers, width {shape.hidden_size}, "
+        f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} key/value heads, tied embeddings, "
+        f"{shape.vocab_size} tokens, bf16.",
         "",
         f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text: scenes in words with "
         "captions and questions, and sentences to repeat. A base for adapters; it knows nothing of the world.",
@@ -155,7 +156,9 @@ def model_card(config: Config, scores: dict[str, float], *, minutes: float) -> s
         f"| unseen sentences of 4 to 20 words copied exactly ({config.held_out}) | {scores['copy_exact']:.3f} |",
         f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
         "",
-        "Rebuild: `make decoder` (see `scripts/configs/decoder.yaml`).",
+        "Rebuild: `make decoder` (see `scripts/configs/decoder.yaml`)."
+        if not config.start
+        else f"Went on from {config.start}.",
         "",
     ]
     return "\n".join(lines)
@@ -195,7 +198,9 @@ def main() -> None:
     with torch.no_grad():
         scores = measure(shipped, tokenizer, held_out, context=config.context, count=config.held_out)
     write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
-    (config.run_dir / "decoder" / "README.md").write_text(model_card(config, scores, minutes=result.seconds / 60))
+    (config.run_dir / "decoder" / "README.md").write_text(
+        model_card(config, shipped.config, scores, minutes=result.seconds / 60)
+    )
     print(" ".join(f"{name} {value:.4g}" for name, value in scores.items()))
 
 
