@@ -6,6 +6,7 @@ python -m scripts.pretrain_decoder --config scripts/configs/decoder.yaml --text 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -77,22 +78,20 @@ class Rows:
         return fill_row(self.draw, rng, length=self.length)
 
 
-def scene_turn(rng: random.Random, *, split: Split = "any") -> tuple[str, str]:
-    """A scene in words with the prompt for a caption or a question, as an adapter will have it, and the answer."""
-    scene = sample_scene(rng, split=split)
-    if rng.random() < 0.5:
-        return f"{scene_in_words(scene, rng)}\n{CAPTION_PROMPT}", caption(scene, rng)
-    question, answer = question_answer(scene, rng)
-    return f"{scene_in_words(scene, rng)}\n{question}", answer
-
-
 def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
     """A conversation about one scene in words: caption and questions in any order; a quarter have one turn."""
     scene = sample_scene(rng, split="any")
-    turns = [question_answer(scene, rng) for _ in range(rng.randint(2, 6))]
+    turns = [question_answer(scene, rng) for _ in range(rng.randint(4, 10))]
     turns.insert(rng.randrange(len(turns) + 1), (CAPTION_PROMPT, caption(scene, rng)))
     turns = turns[:1] if rng.random() < 0.25 else turns
     return [(f"{scene_in_words(scene, rng)}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
+def scene_question(rng: random.Random, *, split: Split) -> tuple[str, str]:
+    """One question about a scene in words, and its answer."""
+    scene = sample_scene(rng, split=split)
+    question, answer = question_answer(scene, rng)
+    return f"{scene_in_words(scene, rng)}\n{question}", answer
 
 
 def measure(
@@ -103,11 +102,7 @@ def measure(
     unseen = sentences(held_out)
     unseen = rng.sample(unseen, min(count, len(unseen)))
     copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
-    turns = []
-    while len(turns) < count:
-        turn = scene_turn(rng, split="held_out")
-        if not turn[0].endswith(CAPTION_PROMPT):
-            turns.append(turn)
+    turns = [scene_question(rng, split="held_out") for _ in range(count)]
     said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
     return {
         "prose_perplexity": perplexity(lm, tokenizer, held_out, context=context),
@@ -119,7 +114,7 @@ def measure(
 def new_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, AnyTokenizer]:
     """A tokenizer learnt from the text, and a random decoder for it."""
     rng = random.Random(config.train.seed)
-    scene_text = ["\n".join(scene_turn(rng)) for _ in range(3000)]
+    scene_text = ["\n".join(chain.from_iterable(scene_turns(rng))) for _ in range(1000)]
     tokenizer = train_tokenizer([*prose, *scene_text], vocab_size=config.vocabulary)
     return config.shape.build(tokenizer, context=2 * config.context), tokenizer
 
