@@ -64,6 +64,20 @@ class Batch:
         return Batch(*text, media={kind: m.to(device) for kind, m in self.media.items()})
 
 
+def length_groups(lengths: Sequence[int], *, least: int = 512) -> list[list[int]]:
+    """Rows in groups of similar length, so that padding each group to its longest row wastes little.
+
+    A group is cut in two where that saves at least `least` padded positions, about what another pass costs.
+    """
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        longest = lengths[rows[-1]]
+        saved, at = max(((n * (longest - lengths[rows[n - 1]]), n) for n in range(1, len(rows))), default=(0, 0))
+        return [rows] if saved < least else [*cut(rows[:at]), *cut(rows[at:])]
+
+    return cut(sorted(range(len(lengths)), key=lambda row: lengths[row]))
+
+
 def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     longest = max(len(r) for r in rows)
     fill = [[value] * (longest - len(r)) for r in rows]

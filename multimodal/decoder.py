@@ -7,11 +7,14 @@ Legend: B batch, T positions, D decoder width, V vocabulary.
 """
 
 import hashlib
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from multimodal.attention import trains_in_bf16_on_cpu
 from multimodal.errors import UserError
 from multimodal.loss import FrozenHead
 from multimodal.memory import CrossMemory
@@ -135,11 +138,12 @@ class FrozenDecoder(nn.Module):
         if memory is not None:
             self._check(memory)
             inputs[KEYWORD] = memory
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return self.seam.decoder(**inputs).last_hidden_state
-        embeds = inputs.get("inputs_embeds")
-        with self.seam.recomputing(0 if embeds is not None and embeds.requires_grad else self.first_adapted):
-            return self.seam.decoder(**inputs).last_hidden_state
+        with sdpa_kernel(SDPBackend.MATH) if trains_in_bf16_on_cpu(input_ids.device) else nullcontext():
+            if not (self.checkpointing and torch.is_grad_enabled()):
+                return self.seam.decoder(**inputs).last_hidden_state
+            embeds = inputs.get("inputs_embeds")
+            with self.seam.recomputing(0 if embeds is not None and embeds.requires_grad else self.first_adapted):
+                return self.seam.decoder(**inputs).last_hidden_state
 
     def forward(
         self,

@@ -43,6 +43,15 @@ class AdapterMemory:
         mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
         return Visibility(mask_BTS, mask_BTS.any(-1))
 
+    def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
+        """Some of the rows (long [R]), with the first `length` columns of their sequences."""
+        return AdapterMemory(
+            {layer: k.index_select(0, rows_R) for layer, k in self.keys.items()},
+            {layer: v.index_select(0, rows_R) for layer, v in self.values.items()},
+            self.memory_group.index_select(0, rows_R),
+            self.token_group.index_select(0, rows_R)[:, :length],
+        )
+
     def expand(self, n: int) -> "AdapterMemory":
         """Every row n times in a row."""
         return AdapterMemory(
@@ -60,9 +69,13 @@ class CrossMemory:
     by_adapter: dict[str, AdapterMemory]
 
     @property
-    def rows(self) -> int:
+    def batch_size(self) -> int:
         """Number of batch rows."""
         return next(iter(self.by_adapter.values())).token_group.shape[0]
+
+    def rows(self, rows_R: Tensor, length: int) -> "CrossMemory":
+        """Some of the rows (long [R]), with the first `length` columns of their sequences."""
+        return CrossMemory({name: memory.rows(rows_R, length) for name, memory in self.by_adapter.items()})
 
     def expand(self, n: int) -> "CrossMemory":
         """Every row n times in a row, as beams or several samples per prompt need it."""

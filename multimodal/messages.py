@@ -111,7 +111,7 @@ def _render(tokenizer: AnyTokenizer, messages: list[dict[str, str]]) -> tuple[st
     """
     if not tokenizer.chat_template:
         begin = tokenizer.bos_token or ""
-        return begin + "\n".join(m["content"] for m in messages), tokenizer.eos_token or ""
+        return begin + "".join(m["content"] + "\n" for m in messages), tokenizer.eos_token or ""
     marker = "\x00answer\x00"
     answered = [*messages, {"role": "assistant", "content": marker}]
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from multimodal.batch import Batch, Sample, Turn, collate
+from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.loss import frozen_head_loss
@@ -150,9 +150,24 @@ class MultimodalModel(nn.Module):
         return CrossMemory(found) if found else None
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the answers' tokens, and their number (spec A4.5)."""
-        hidden_BTD = self.decoder.hidden(batch.input_ids, batch.attention_mask, memory=self.memory(batch))
-        return frozen_head_loss(hidden_BTD, batch.targets, self.decoder)
+        """Summed cross-entropy of the answers' tokens, and their number (spec A4.5).
+
+        Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding.
+        """
+        memory = self.memory(batch)
+        columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
+        lengths = (batch.attention_mask * columns_T).amax(1).tolist()
+        total, count = torch.zeros((), device=batch.input_ids.device), 0
+        for group in length_groups(lengths):
+            length, rows = lengths[group[-1]], torch.tensor(group, device=batch.input_ids.device)
+            ids_RT, mask_RT, targets_RT = (
+                t.index_select(0, rows)[:, :length] for t in (batch.input_ids, batch.attention_mask, batch.targets)
+            )
+            part = None if memory is None else memory.rows(rows, length)
+            hidden_RTD = self.decoder.hidden(ids_RT, mask_RT, memory=part)
+            loss, counted = frozen_head_loss(hidden_RTD, targets_RT, self.decoder)
+            total, count = total + loss, count + counted
+        return total, count
 
     @torch.no_grad()
     def generate(self, samples: Sequence[Sample], **options: Any) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from multimodal.decoder import FrozenDecoder
@@ -25,11 +25,11 @@ def decoder_path(name: str) -> str:
     return str(builtin_folder("decoder")) if name == BUILTIN else name
 
 
-def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tuple[FrozenDecoder, AnyTokenizer]:
-    """The frozen decoder and its tokenizer.
+def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, AnyTokenizer]:
+    """A causal decoder of `transformers` as it is, and its tokenizer.
 
     Raises:
-        UserError: no such decoder, no tokenizer beside it, or not a causal decoder that can be grafted on.
+        UserError: no such decoder, or no tokenizer beside it.
     """
     disable_progress_bar()  # a second of loading needs none; downloads keep theirs
     path = decoder_path(name)
@@ -48,4 +48,14 @@ def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tupl
         raise UserError(
             f"decoder {name}: no usable tokenizer ({reason}); expected its files beside the weights"
         ) from None
+    return lm, tokenizer
+
+
+def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tuple[FrozenDecoder, AnyTokenizer]:
+    """The frozen decoder and its tokenizer.
+
+    Raises:
+        UserError: as `read_decoder`, or not a decoder that can be grafted on.
+    """
+    lm, tokenizer = read_decoder(name, dtype=dtype)
     return FrozenDecoder(lm.to(device)), tokenizer  # type: ignore[arg-type]

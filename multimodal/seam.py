@@ -138,7 +138,7 @@ class DecoderHook:
         if inputs is None:
             inputs = kwargs["inputs_embeds"]
         rows, length = inputs.shape[:2]
-        if rows != memory.rows:
+        if rows != memory.batch_size:
             memory = self._expand(memory, rows)
         # Only the cache knows which columns of the sequence this call covers: left padding shifts the position ids.
         cache = kwargs.get("past_key_values")
@@ -149,9 +149,9 @@ class DecoderHook:
 
     def _expand(self, memory: CrossMemory, rows: int) -> CrossMemory:
         """`generate` repeats every prompt for its beams or samples; the memory follows, once."""
-        if memory is not self.seam.memory or rows % memory.rows:
-            raise ValueError(f"the batch has {rows} rows, its memory {memory.rows}; expected as many")
-        self.seam.memory = memory.expand(rows // memory.rows)
+        if memory is not self.seam.memory or rows % memory.batch_size:
+            raise ValueError(f"the batch has {rows} rows, its memory {memory.batch_size}; expected as many")
+        self.seam.memory = memory.expand(rows // memory.batch_size)
         return self.seam.memory
 
 

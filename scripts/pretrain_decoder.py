@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from multimodal.config import dump, parse
 from multimodal.data.packing import Document, Row, fill_row, pack_rows
@@ -24,8 +24,8 @@ from multimodal.data.text import (
     sentences,
     split_prose,
 )
-from multimodal.errors import run_cli
-from multimodal.pretrained import decoder_path
+from multimodal.errors import UserError, run_cli
+from multimodal.pretrained import read_decoder
 from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import AnyTokenizer, train_tokenizer
@@ -95,11 +95,16 @@ def scene_question(rng: random.Random, *, split: Split) -> tuple[str, str]:
 
 
 def measure(
-    lm: LlamaForCausalLM, tokenizer: AnyTokenizer, held_out: list[str], *, context: int, count: int
+    lm: LlamaForCausalLM,
+    tokenizer: AnyTokenizer,
+    held_out: list[str],
+    unseen: list[str],
+    *,
+    context: int,
+    count: int,
 ) -> dict[str, float]:
-    """What the decoder does on text it has not seen: perplexity, copying, questions about a described scene."""
+    """Perplexity on held-out prose, exact copies of unseen sentences, answers about unseen scenes in words."""
     rng = random.Random(1)
-    unseen = sentences(held_out)
     unseen = rng.sample(unseen, min(count, len(unseen)))
     copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
     turns = [scene_question(rng, split="held_out") for _ in range(count)]
@@ -120,9 +125,15 @@ def new_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, Any
 
 
 def load_start(name: str) -> tuple[LlamaForCausalLM, AnyTokenizer]:
-    """A trained decoder to go on from."""
-    path = decoder_path(name)
-    return LlamaForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    """A trained decoder to go on from.
+
+    Raises:
+        UserError: it cannot be read, or is not a Llama.
+    """
+    lm, tokenizer = read_decoder(name, dtype=torch.float32)
+    if not isinstance(lm, LlamaForCausalLM):
+        raise UserError(f"--start {name} is a {type(lm).__name__}: expected a LlamaForCausalLM")
+    return lm, tokenizer
 
 
 def read_caption_texts(source: str) -> list[str]:
@@ -163,12 +174,14 @@ def main() -> None:
     config = parse(Config, description=__doc__)
     torch.manual_seed(config.train.seed)
     prose, held_out = split_prose(read_texts(config.text))
+    seen = sentences(prose)
+    unseen = sorted(set(sentences(held_out)) - set(seen))
     lm, tokenizer = new_decoder(config, prose) if not config.start else load_start(config.start)
     captions = read_caption_texts(config.captions) if config.captions else [""]
     sources = (
         prose_source(tokenizer, prose, length=config.context),
         chat_source(tokenizer, scene_turns),
-        repeat_source(tokenizer, sentences(prose)),
+        repeat_source(tokenizer, seen),
         chat_source(tokenizer, lambda rng: [(CAPTION_PROMPT, rng.choice(captions))]),
     )
     rows = Rows(
@@ -183,7 +196,9 @@ def main() -> None:
         config=config.train,
         run_dir=config.run_dir,
         resume=config.resume,
-        evaluate=lambda step: measure(lm, tokenizer, held_out, context=config.context, count=config.held_out // 5),
+        evaluate=lambda step: measure(
+            lm, tokenizer, held_out, unseen, context=config.context, count=config.held_out // 5
+        ),
         config_yaml=dump(config),
     )
     lm.eval().to(torch.bfloat16).save_pretrained(config.run_dir / "decoder")  # type: ignore[arg-type]
@@ -191,7 +206,7 @@ def main() -> None:
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():
-        scores = measure(shipped, tokenizer, held_out, context=config.context, count=config.held_out)
+        scores = measure(shipped, tokenizer, held_out, unseen, context=config.context, count=config.held_out)
     write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
     (config.run_dir / "decoder" / "README.md").write_text(
         model_card(config, shipped.config, scores, minutes=result.seconds / 60)

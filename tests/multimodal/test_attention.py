@@ -64,3 +64,19 @@ def test_no_keys_at_all_give_zero():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="multiple"):
         attend(*inputs(heads=3, kv_heads=2))
+
+
+def test_training_in_bf16_on_a_cpu_stays_close_to_fp32_and_keeps_the_dtype():
+    mask = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.4
+    mask[..., 0] = True
+    exact, rough = ([x.to(d).requires_grad_() for x in inputs()] for d in (torch.float32, torch.bfloat16))
+    expected = attend(*exact, mask=mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(*rough, mask=mask)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, atol=0.03, rtol=0.03)
+    expected.sum().backward()
+    out.float().sum().backward()
+    for a, b in zip(exact, rough, strict=True):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(b.grad.float(), a.grad, atol=0.05, rtol=0.05)

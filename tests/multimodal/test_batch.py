@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multimodal.batch import Batch, Sample, Turn, collate
+from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.data.packing import IGNORE
 
 # On a busy machine time says nothing.
@@ -207,3 +207,20 @@ def test_to_moves_all_of_it() -> None:
     assert all(t.device.type == "meta" for t in tensors)
     assert batch.media["image"].items == Items(("a",), "meta")
     assert batch.media["image"].rows == (((0, 1),),)
+
+
+@quick
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 400))
+def test_length_groups_hold_every_row_once_and_save_padding(lengths: list[int], least: int) -> None:
+    groups = length_groups(lengths, least=least)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    ordered = [lengths[row] for group in groups for row in group]
+    assert ordered == sorted(ordered)
+    padded = sum(len(group) * lengths[group[-1]] for group in groups)
+    assert padded <= len(lengths) * max(lengths) - least * (len(groups) - 1)
+
+
+def test_rows_of_one_length_stay_together() -> None:
+    assert length_groups([7] * 300, least=1) == [list(range(300))]
+    assert length_groups([40, 5, 40, 5], least=70) == [[1, 3], [0, 2]]
+    assert length_groups([40, 5, 40, 5], least=71) == [[1, 3, 0, 2]]

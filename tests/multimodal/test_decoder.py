@@ -115,7 +115,7 @@ def test_beams_of_a_batch_equal_beams_of_each_prompt_alone(family: str):
         alone = tiny_memory(media, one >= VOCAB, image=decoder.adapters["image"])
         expected = decoder.generate(one, one_mask, memory=alone, num_return_sequences=2, **kw)
         assert torch.equal(out[2 * row : 2 * row + 2], expected)
-    assert memory.rows == 3, "the caller's memory was touched"
+    assert memory.batch_size == 3, "the caller's memory was touched"
 
 
 @torch.no_grad()

@@ -43,12 +43,21 @@ def test_a_group_without_memory_tokens_sees_nothing():
 
 def test_expand_repeats_each_row_in_place():
     one = CrossMemory({"image": memory()})
-    assert one.rows == 2
+    assert one.batch_size == 2
     many, image = one.expand(3), memory()
-    assert many.rows == 6
+    assert many.batch_size == 6
     expanded = many.by_adapter["image"]
     for row in range(6):
         assert torch.equal(expanded.keys[3][row], image.keys[3][row // 3])
         assert torch.equal(expanded.values[3][row], image.values[3][row // 3])
         assert torch.equal(expanded.memory_group[row], image.memory_group[row // 3])
         assert torch.equal(expanded.token_group[row], image.token_group[row // 3])
+
+
+def test_rows_are_picked_in_order_with_their_first_columns():
+    picked = CrossMemory({"image": memory()}).rows(torch.tensor([1, 0]), 4)
+    image, whole = picked.by_adapter["image"], memory()
+    assert picked.batch_size == 2
+    assert torch.equal(image.keys[3], whole.keys[3].flip(0)) and torch.equal(image.values[3], whole.values[3].flip(0))
+    assert torch.equal(image.memory_group, whole.memory_group.flip(0))
+    assert torch.equal(image.token_group, whole.token_group.flip(0)[:, :4])

@@ -117,7 +117,7 @@ def test_nothing_is_begun_twice() -> None:
 def test_without_a_chat_template_the_text_is_begun_and_ended() -> None:
     there = vocabulary("no template")
     messages = [{"role": "system", "content": "Be brief."}, user(image("a.png"), text("Who?"))]
-    assert readable(encode_prompt(messages, there).ids, "no template") == "<s>Be brief.\n<|image|>Who?"
+    assert readable(encode_prompt(messages, there).ids, "no template") == "<s>Be brief.\n<|image|>Who?\n"
     assert readable(encode_answer(messages, "A fox.", there), "no template") == "A fox.</s>"
 
 
@@ -125,9 +125,9 @@ def test_without_a_chat_template_and_special_tokens_there_is_the_text_alone() ->
     bare = copy.deepcopy(foreign_tokenizer("no template"))
     bare.bos_token = bare.eos_token = None
     there = Vocabulary(bare, {"image": IMAGE})
-    expected = bare.encode("Who?", add_special_tokens=False)
-    assert encode_prompt([user(image("a.png"), text("Who?"))], there).ids == [IMAGE, *expected]
-    assert encode_answer([user(text("Who?"))], "Who?", there) == expected
+    prompt, answer = (bare.encode(said, add_special_tokens=False) for said in ("Who?\n", "A fox."))
+    assert encode_prompt([user(image("a.png"), text("Who?"))], there).ids == [IMAGE, *prompt]
+    assert encode_answer([user(text("Who?"))], "A fox.", there) == answer
 
 
 def test_a_refusal_of_the_template_is_said() -> None:

@@ -69,6 +69,24 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_samples(model: MultimodalModel)
     assert tokens == sum(count for _, count in alone) == sum(len(s.turns[0].answer) for s in samples)
 
 
+def test_rows_of_unlike_length_go_through_the_decoder_apart_with_the_same_loss(model: MultimodalModel) -> None:
+    long = model.sample(CHATS["interleaved"], ANSWER * 12)
+    samples = [long, *(model.sample(CHATS["one tile"], "A fox.") for _ in range(10)), long]
+    batch = model.collate(samples)
+    sizes: list[tuple[int, ...]] = []
+    handle = model.decoder.lm.model.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: sizes.append(tuple((args[0] if args else kwargs["hidden_states"]).shape[:2])),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        total, tokens = model.loss(batch)
+        handle.remove()
+        alone = [model.loss(model.collate([sample])) for sample in samples]
+    assert [rows for rows, _ in sizes] == [10, 2] and sizes[0][1] < sizes[1][1] == batch.input_ids.shape[1]
+    assert tokens == sum(count for _, count in alone)
+    torch.testing.assert_close(total, torch.stack([loss for loss, _ in alone]).sum(), atol=1e-3, rtol=1e-5)
+
+
 def test_several_turns_about_one_picture_encode_it_once(model: MultimodalModel) -> None:
     chat = CHATS["four tiles"]
     first, second = (model.sample(chat, answer) for answer in (ANSWER, "A dog, a fox and the user."))
