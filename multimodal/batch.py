@@ -18,7 +18,8 @@ from multimodal.memory import token_groups
 class Turn:
     """A prompt and its answer, as token ids; the answer is empty when the model is to write it.
 
-    `media` gives, kind by kind, for each placeholder the position of its medium in the sample.
+    `media` gives, kind by kind, for each placeholder the position of its medium in the sample. In the batch a medium
+    may take several tokens.
     """
 
     prompt: list[int]
@@ -84,21 +85,53 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
     return torch.tensor([[*f, *r] if left else [*r, *f] for r, f in zip(rows, fill, strict=True)], dtype=torch.long)
 
 
-def _lay_out(kind: str, samples: Sequence[Sample], modality: Any, is_placeholder_BT: Tensor) -> MediaBatch | None:
+@dataclass(frozen=True)
+class _Row:
+    """A turn as the decoder reads it: `ids`, of which the first `prompt` are not learnt, and for each kind the columns
+    of the first placeholder of every medium."""
+
+    ids: list[int]
+    prompt: int
+    columns: dict[str, list[int]]
+
+
+def _spread(turn: Turn, sample: Sample, modalities: Mapping[str, Any], placeholder_ids: Mapping[str, int]) -> _Row:
+    """Each placeholder of the prompt becomes the tokens that its medium takes."""
+    kind_of = {placeholder_ids[kind]: kind for kind in modalities}
+    ids: list[int] = []
+    columns: dict[str, list[int]] = {kind: [] for kind in modalities}
+    for token in turn.prompt:
+        kind = kind_of.get(token)
+        if kind is None:
+            ids.append(token)
+            continue
+        own, positions, number = sample.media.get(kind, ()), turn.media.get(kind, ()), len(columns[kind])
+        if number >= len(positions) or not 0 <= positions[number] < len(own):
+            raise ValueError(f"{kind} placeholder {number + 1} for the media {positions} of {len(own)}")
+        span = modalities[kind].span(own[positions[number]], token)
+        columns[kind].append(len(ids) + span.index(token))
+        ids += span
+    for kind, found in columns.items():
+        if len(found) != len(turn.media.get(kind, ())):
+            raise ValueError(f"{len(found)} {kind} placeholders for the media {turn.media[kind]}")
+    return _Row([*ids, *turn.answer], len(ids), columns)
+
+
+def _lay_out(
+    kind: str, samples: Sequence[Sample], rows: Sequence[_Row], modality: Any, is_placeholder_BT: Tensor, *, left: bool
+) -> MediaBatch | None:
     """Number the media of one kind through the batch and join each with its placeholder."""
     token_group = token_groups(is_placeholder_BT)
-    group_of = [row[at].tolist() for row, at in zip(token_group, is_placeholder_BT, strict=True)]
     items: list[Any] = []
-    rows: list[tuple[tuple[int, int], ...]] = []
+    joined: list[tuple[tuple[int, int], ...]] = []
     for sample in samples:
-        own = sample.media.get(kind, ())
         for turn in sample.turns:
-            positions, groups = turn.media.get(kind, ()), group_of[len(rows)]
-            if len(positions) != len(groups) or not all(0 <= p < len(own) for p in positions):
-                raise ValueError(f"{len(groups)} {kind} placeholders for the media {positions} of {len(own)}")
-            rows.append(tuple((len(items) + p, group) for p, group in zip(positions, groups, strict=True)))
-        items += own
-    return MediaBatch(modality.collate(items), tuple(rows), token_group) if items else None
+            row, groups = rows[len(joined)], token_group[len(joined)].tolist()
+            start = len(groups) - len(row.ids) if left else 0
+            found = zip(turn.media.get(kind, ()), row.columns[kind], strict=True)
+            joined.append(tuple((len(items) + position, groups[start + column]) for position, column in found))
+        items += sample.media.get(kind, ())
+    return MediaBatch(modality.collate(items), tuple(joined), token_group) if items else None
 
 
 def collate(
@@ -112,25 +145,25 @@ def collate(
     """Lay the turns of all samples out as rows.
 
     Args:
-        modalities: kind -> modality, whose `collate(items)` makes one object with `.to(device)`.
+        modalities: kind -> modality, whose `collate(items)` makes one object with `.to(device)`, and whose
+            `span(item, placeholder)` gives the token ids, with the placeholder in them, that a medium takes.
         placeholder_ids: kind -> token id of its placeholder.
         pad_left: for generation; training pads on the right.
 
     Raises:
         ValueError: a turn has not as many media as placeholders, or names one that its sample does not have.
     """
-    turns = [turn for sample in samples for turn in sample.turns]
-    ids = [[*turn.prompt, *turn.answer] for turn in turns]
+    rows = [_spread(turn, sample, modalities, placeholder_ids) for sample in samples for turn in sample.turns]
     # The token before each answer token predicts it; with an empty prompt nothing predicts the first.
-    targets = [[*[IGNORE] * len(turn.prompt), *turn.answer, IGNORE][1:] for turn in turns]
-    input_ids = _pad(ids, pad_id, left=pad_left)
+    targets = [[*[IGNORE] * row.prompt, *row.ids[row.prompt :], IGNORE][1:] for row in rows]
+    input_ids = _pad([row.ids for row in rows], pad_id, left=pad_left)
     media = {
-        kind: _lay_out(kind, samples, modality, input_ids == placeholder_ids[kind])
+        kind: _lay_out(kind, samples, rows, modality, input_ids == placeholder_ids[kind], left=pad_left)
         for kind, modality in modalities.items()
     }
     return Batch(
         input_ids=input_ids,
-        attention_mask=_pad([[1] * len(r) for r in ids], 0, left=pad_left),
+        attention_mask=_pad([[1] * len(row.ids) for row in rows], 0, left=pad_left),
         targets=_pad(targets, IGNORE, left=pad_left),
         media={kind: batch for kind, batch in media.items() if batch is not None},
     )

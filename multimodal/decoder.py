@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from multimodal.attention import trains_in_bf16_on_cpu
 from multimodal.errors import UserError
 from multimodal.loss import FrozenHead
-from multimodal.memory import CrossMemory
+from multimodal.memory import CrossMemory, Inserted
 from multimodal.seam import KEYWORD, Probe, Seam
 
 
@@ -107,12 +107,22 @@ class FrozenDecoder(nn.Module):
         self.seam.remove()
         return self.lm
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings [B, T, D] of known and extra tokens."""
+    def embed(self, input_ids: Tensor, inserted: Inserted | None = None) -> Tensor:
+        """Input embeddings [B, T, D] of known and extra tokens, and of what is inserted in their place.
+
+        Raises:
+            ValueError: not as many embeddings as placeholders.
+        """
         is_extra = input_ids >= self.vocab_size
         embeds = self.lm.get_input_embeddings()(input_ids.masked_fill(is_extra, 0))
         extra = self.extra_embedding((input_ids - self.vocab_size).clamp(min=0))
-        return torch.where(is_extra[..., None], extra.to(embeds.dtype), embeds)
+        embeds = torch.where(is_extra[..., None], extra.to(embeds.dtype), embeds)
+        for token, rows_ND in (inserted or {}).items():
+            at_BT = input_ids == token
+            if int(at_BT.sum()) != len(rows_ND):
+                raise ValueError(f"{len(rows_ND)} embeddings for {int(at_BT.sum())} tokens {token}")
+            embeds = embeds.masked_scatter(at_BT[..., None], rows_ND.to(embeds.dtype))
+        return embeds
 
     def hidden(
         self,
@@ -120,6 +130,7 @@ class FrozenDecoder(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         memory: CrossMemory | None = None,
+        inserted: Inserted | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Final normed hidden states [B, T, D], without a cache.
@@ -127,13 +138,15 @@ class FrozenDecoder(nn.Module):
         Args:
             input_ids: long [B, T].
             attention_mask: [B, T], 1 = real token; None = all real.
-            memory: media, one row per batch row; None = text only.
+            memory: media to be read by cross-attention, one row per batch row.
+            inserted: media in the place of tokens.
             position_ids: long [B, T]; None = the decoder's own choice.
 
         Raises:
-            ValueError: memory of an adapter that is not attached, a wrong number of rows, an id beyond the last token.
+            ValueError: memory of an adapter that is not attached, a wrong number of rows or of inserted embeddings, an
+                id beyond the last token.
         """
-        inputs = self._inputs(input_ids)
+        inputs = self._inputs(input_ids, inserted)
         inputs.update(attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
         if memory is not None:
             self._check(memory)
@@ -151,13 +164,22 @@ class FrozenDecoder(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         memory: CrossMemory | None = None,
+        inserted: Inserted | None = None,
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, T, V]; arguments as in `hidden`."""
-        return self.head(self.hidden(input_ids, attention_mask, memory=memory, position_ids=position_ids))
+        return self.head(
+            self.hidden(input_ids, attention_mask, memory=memory, inserted=inserted, position_ids=position_ids)
+        )
 
     def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, memory: CrossMemory | None = None, **kw: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: CrossMemory | None = None,
+        inserted: Inserted | None = None,
+        **kw: Any,
     ) -> Tensor:
         """New token ids [B * samples per prompt, T_new], without the prompt.
 
@@ -165,12 +187,13 @@ class FrozenDecoder(nn.Module):
             input_ids: long [B, P]; pad on the left.
             attention_mask: [B, P], 1 = real token.
             memory: media, one row per prompt; repeated for beams and samples just as transformers repeats the prompts.
+            inserted: media in the place of tokens.
             **kw: anything that `generate` of transformers takes. A prompt with extra tokens goes in as embeddings, and
                 transformers then always uses a cache.
         """
         if memory is not None:
             self._check(memory)
-        inputs = self._inputs(input_ids)
+        inputs = self._inputs(input_ids, inserted)
         if attention_mask is None and "inputs_embeds" in inputs:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask is not None:
@@ -220,14 +243,16 @@ class FrozenDecoder(nn.Module):
         self.lm.requires_grad_(False)
         return self
 
-    def _inputs(self, input_ids: Tensor) -> dict[str, Any]:
+    def _inputs(self, input_ids: Tensor, inserted: Inserted | None) -> dict[str, Any]:
         """Token ids as they are, or embeddings if any of them is an extra token."""
         if torch.compiler.is_compiling():  # no look at the data inside a graph; the embeddings are the same to the bit
-            return {"inputs_embeds": self.embed(input_ids)}
+            return {"inputs_embeds": self.embed(input_ids, inserted)}
         highest, limit = int(input_ids.max()), self.vocab_size + self.extra_embedding.num_embeddings
         if highest >= limit:
             raise ValueError(f"token id {highest} in the input; expected below {limit} (vocabulary and extra tokens)")
-        return {"input_ids": input_ids} if highest < self.vocab_size else {"inputs_embeds": self.embed(input_ids)}
+        if highest < self.vocab_size and not inserted:
+            return {"input_ids": input_ids}
+        return {"inputs_embeds": self.embed(input_ids, inserted)}
 
     def _check(self, memory: CrossMemory) -> None:
         for name in memory.by_adapter:

@@ -6,9 +6,14 @@ and a position sees exactly the memory tokens of its own group. Groups count fro
 Legend: B batch, P prompt positions, T positions of one decoder call, S memory tokens, G key/value heads, K head size.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+Inserted = Mapping[int, Tensor]
+"""Media that stand in the decoder's input embeddings (spec B4): token id -> [N, D], one for each such token of the
+batch in reading order."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +99,13 @@ def token_groups(is_placeholder_BP: Tensor) -> Tensor:
     starts_BP = is_placeholder_BP.clone()
     starts_BP[:, 1:] &= ~is_placeholder_BP[:, :-1]
     return starts_BP.long().cumsum(1)
+
+
+def inserted_rows(inserted: Inserted, input_ids_BT: Tensor, rows_R: Tensor) -> Inserted:
+    """What of `inserted` stands in some of the rows (long [R]), in their order."""
+    picked = {}
+    for token, embeddings_ND in inserted.items():
+        at_BT = input_ids_BT == token
+        number_BT = at_BT.flatten().cumsum(0).view_as(input_ids_BT) - 1
+        picked[token] = embeddings_ND[number_BT[rows_R][at_BT[rows_R]]]
+    return picked

@@ -15,7 +15,7 @@ from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.loss import frozen_head_loss
-from multimodal.memory import CrossMemory
+from multimodal.memory import CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
 from multimodal.tokenizer import AnyTokenizer
 
@@ -80,7 +80,8 @@ class MultimodalModel(nn.Module):
             UserError: the kind is unknown or there already.
         """
         modality = modality_class(kind).create(config, self.decoder).to(self.device)
-        self.decoder.attach(kind, modality.adapter)
+        if modality.joins == "cross-attention":
+            self.decoder.attach(kind, modality.adapter)
         self.modalities[kind] = modality
 
     @property
@@ -145,26 +146,47 @@ class MultimodalModel(nn.Module):
         )
 
     def memory(self, batch: Batch) -> CrossMemory | None:
-        """Keys and values of all media of the batch; None for a batch of text alone."""
-        found = {kind: self.modalities[kind].memory(m) for kind, m in batch.media.items()}  # type: ignore[operator]
+        """Keys and values of all media that are read by cross-attention; None if there are none."""
+        found = {
+            kind: modality.memory(batch.media[kind])
+            for kind, modality in self._modalities_of(batch)
+            if modality.joins == "cross-attention"
+        }
         return CrossMemory(found) if found else None
+
+    def inserted(self, batch: Batch) -> Inserted:
+        """Embeddings of all media that stand in the place of tokens."""
+        ids = self.vocabulary.placeholder_ids
+        return {
+            ids[kind]: modality.embeddings(batch.media[kind])
+            for kind, modality in self._modalities_of(batch)
+            if modality.joins == "embeddings"
+        }
+
+    def _modalities_of(self, batch: Batch) -> list[tuple[str, Any]]:
+        return [(kind, modality) for kind, modality in self.modalities.items() if kind in batch.media]
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Summed cross-entropy of the answers' tokens, and their number (spec A4.5).
 
         Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding.
         """
-        memory = self.memory(batch)
-        columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
+        device = batch.input_ids.device
+        memory, inserted = self.memory(batch), self.inserted(batch)
+        columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=device)
         lengths = (batch.attention_mask * columns_T).amax(1).tolist()
-        total, count = torch.zeros((), device=batch.input_ids.device), 0
+        total, count = torch.zeros((), device=device), 0
         for group in length_groups(lengths):
-            length, rows = lengths[group[-1]], torch.tensor(group, device=batch.input_ids.device)
+            length, rows = lengths[group[-1]], torch.tensor(group, device=device)
             ids_RT, mask_RT, targets_RT = (
                 t.index_select(0, rows)[:, :length] for t in (batch.input_ids, batch.attention_mask, batch.targets)
             )
-            part = None if memory is None else memory.rows(rows, length)
-            hidden_RTD = self.decoder.hidden(ids_RT, mask_RT, memory=part)
+            hidden_RTD = self.decoder.hidden(
+                ids_RT,
+                mask_RT,
+                memory=None if memory is None else memory.rows(rows, length),
+                inserted=inserted_rows(inserted, batch.input_ids, rows),
+            )
             loss, counted = frozen_head_loss(hidden_RTD, targets_RT, self.decoder)
             total, count = total + loss, count + counted
         return total, count
@@ -178,7 +200,13 @@ class MultimodalModel(nn.Module):
         """
         batch = self.collate(samples, pad_left=True).to(self.device)
         options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": self.pad_id} | options
-        ids = self.decoder.generate(batch.input_ids, batch.attention_mask, memory=self.memory(batch), **options)
+        ids = self.decoder.generate(
+            batch.input_ids,
+            batch.attention_mask,
+            memory=self.memory(batch),
+            inserted=self.inserted(batch),
+            **options,
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def chat(self, messages: Sequence[Message], **options: Any) -> str:

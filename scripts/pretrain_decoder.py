@@ -33,7 +33,7 @@ from multimodal.train.config import TrainConfig
 from multimodal.train.loop import train
 from vision.caption_data import read_captions, tidy_caption
 from vision.captioning import CAPTION_PROMPT
-from vision.scene_language import caption, question_answer, scene_in_words
+from vision.scene_language import KINDS, caption, question_answer, scene_in_words
 from vision.scenes import Split, sample_scene
 
 
@@ -78,10 +78,15 @@ class Rows:
         return fill_row(self.draw, rng, length=self.length)
 
 
+HARD_KINDS = ("exists", "relation", "position", "count")
+"""Questions that take a small decoder the longest; half of all questions are of these kinds alone."""
+
+
 def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
     """A conversation about one scene in words: caption and questions in any order; a quarter have one turn."""
     scene = sample_scene(rng, split="any")
-    turns = [question_answer(scene, rng) for _ in range(rng.randint(4, 10))]
+    kinds = [HARD_KINDS if rng.random() < 0.5 else KINDS for _ in range(rng.randint(8, 14))]
+    turns = [question_answer(scene, rng, kinds=some) for some in kinds]
     turns.insert(rng.randrange(len(turns) + 1), (CAPTION_PROMPT, caption(scene, rng)))
     turns = turns[:1] if rng.random() < 0.25 else turns
     return [(f"{scene_in_words(scene, rng)}\n{turns[0][0]}", turns[0][1]), *turns[1:]]

@@ -95,6 +95,7 @@ class ImageModality(nn.Module):
     """
 
     kind = "image"
+    joins = "cross-attention"
 
     def __init__(self, config: ImageConfig, sizes: DecoderSizes) -> None:
         super().__init__()
@@ -151,6 +152,10 @@ class ImageModality(nn.Module):
     def blank(self, item: Tiles) -> Tiles:
         """The same tiles with nothing on them, for the blank control."""
         return replace(item, pixels=torch.zeros_like(item.pixels))
+
+    def span(self, item: Tiles, placeholder: int) -> list[int]:
+        """The tokens that a picture takes in the prompt: one, whatever its size."""
+        return [placeholder]
 
     def collate(self, items: Sequence[Tiles]) -> TileBatch:
         return batch_tiles(items)

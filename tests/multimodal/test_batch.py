@@ -35,6 +35,10 @@ class Modality:
     def collate(items: list[str]) -> Items:
         return Items(tuple(items))
 
+    @staticmethod
+    def span(item: str, placeholder: int) -> list[int]:
+        return [placeholder]
+
 
 MODALITIES = {"image": Modality(), "audio": Modality()}
 
