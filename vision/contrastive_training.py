@@ -24,7 +24,7 @@ from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecal
 from vision.encoder import ImageEncoder
 from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
 from vision.picture import open_picture
-from vision.scene_language import caption
+from vision.scene_language import caption, scene_in_words
 from vision.scenes import Split, scene_sample
 from vision.tiling import Augment, Tiles, Tiling, batch_tiles
 
@@ -63,7 +63,7 @@ class CaptionedTiles:
 
 @dataclass(frozen=True)
 class ScenePairs:
-    """Built-in scenes with a caption."""
+    """Built-in scenes, each with a caption or with a description that says everything: place and size of every object."""
 
     tiling: Tiling
     count: int
@@ -76,7 +76,8 @@ class ScenePairs:
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
         picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
-        return CaptionedTiles(self.tiling.tile(open_picture(picture)), caption(scene, rng))
+        say = rng.choice((caption, scene_in_words))
+        return CaptionedTiles(self.tiling.tile(open_picture(picture)), say(scene, rng))
 
 
 @dataclass(frozen=True)

@@ -133,14 +133,17 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
     def words_of(rng: random.Random) -> str:
         kind = rng.random()
         sentence = examples[rng.randrange(len(examples))]
-        if kind < 0.35:
+        if kind < 0.3:
             return sentence
-        if kind < 0.6:
+        if kind < 0.45:
             return spoken_form(sentence) or sentence
         # Unlikely words make copying the only way: the words of several sentences, shuffled.
         pool = " ".join(examples[rng.randrange(len(examples))] for _ in range(3)).split()
         rng.shuffle(pool)
-        return " ".join(pool[: rng.randint(1, 20)])
+        if kind < 0.7:
+            return " ".join(pool[: rng.randint(1, 20)])
+        # Words that come again and again: who looks only for the word before the next one skips what lies between.
+        return " ".join(rng.choices(pool[: rng.randint(2, 8)], k=rng.randint(4, 20)))
 
     def draw(rng: random.Random) -> Document:
         kind = rng.random()
@@ -148,7 +151,8 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
             text = words_of(rng)
             return chat_document(tokenizer, f"{REPEAT_PROMPT} {text}", text)
         if kind < 0.7:
-            ids = [rng.randrange(first, len(tokenizer)) for _ in range(rng.randint(1, 24))]
+            pool = [rng.randrange(first, len(tokenizer)) for _ in range(rng.choice((4, 8, 24)))]
+            ids = rng.choices(pool, k=rng.randint(1, 24))
         else:
             ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
         heard = ids
