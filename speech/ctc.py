@@ -1,0 +1,91 @@
+"""A CTC head on the encoder's frames: speech recognition without a decoder (Graves et al. 2006).
+
+A small encoder must already expose letters or words before a frozen decoder can read it; this head teaches it so. It
+stands on the encoder's 40 ms frames: the adapter's 80 ms are too few for spelled letters.
+
+Legend: B utterances, T frames, D encoder width, U tokens of the longest target, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech.frames import frame_mask
+
+
+@dataclass(frozen=True)
+class CTCLoss:
+    """The loss summed over utterances (nats, fp32), their target tokens, and how many utterances were left out."""
+
+    total: Tensor
+    tokens: int
+    skipped: int
+
+
+def frames_needed(targets_BU: Tensor, target_lengths_B: Tensor) -> Tensor:
+    """Least frames [B] in which targets fit: one for each token, and one for the blank between two equal ones."""
+    equal_BU = (targets_BU[:, 1:] == targets_BU[:, :-1]) & frame_mask(target_lengths_B - 1, targets_BU.shape[1] - 1)
+    return target_lengths_B + equal_BU.sum(dim=1)
+
+
+class CTCHead(nn.Module):
+    """Linear layer to V tokens and the blank, whose id is V.
+
+    Args:
+        width: D.
+        vocabulary: V.
+    """
+
+    def __init__(self, *, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.blank = vocabulary
+        self.linear = nn.Linear(width, vocabulary + 1)
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits [B, T, V + 1]."""
+        return self.linear(hidden_BTD)
+
+    def loss(self, hidden_BTD: Tensor, lengths_B: Tensor, targets_BU: Tensor, target_lengths_B: Tensor) -> CTCLoss:
+        """Summed CTC loss in fp32.
+
+        A target that does not fit into its frames has no finite loss: such an utterance is left out and counted, since
+        a speed perturbation may bring it about at any time. No other infinity is hidden.
+
+        Args:
+            hidden_BTD: encoder features.
+            lengths_B: frames of each utterance.
+            targets_BU: int64 token ids; padding may be anything.
+            target_lengths_B: tokens of each target, 0 or more.
+
+        Raises:
+            ValueError: a token id outside the vocabulary.
+        """
+        inside_BU = frame_mask(target_lengths_B, targets_BU.shape[1])
+        tokens = targets_BU[inside_BU]
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.blank:
+            raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}, expected 0 to {self.blank - 1}")
+        fits_B = frames_needed(targets_BU, target_lengths_B) <= lengths_B
+        log_probabilities_BTV = self(hidden_BTD[fits_B]).float().log_softmax(dim=-1)
+        kept = len(log_probabilities_BTV)
+        total = log_probabilities_BTV[:0].sum()
+        if kept:
+            total = F.ctc_loss(
+                log_probabilities_BTV.transpose(0, 1),
+                targets_BU.masked_fill(~inside_BU, 0)[fits_B],
+                lengths_B[fits_B],
+                target_lengths_B[fits_B],
+                blank=self.blank,
+                reduction="sum",
+            )
+        return CTCLoss(total, int(target_lengths_B[fits_B].sum()), len(fits_B) - kept)
+
+    @torch.no_grad()
+    def decode(self, hidden_BTD: Tensor, lengths_B: Tensor) -> list[list[int]]:
+        """Token ids of each utterance: the best of every frame, repetitions merged, blanks left out."""
+        best_BT = self(hidden_BTD).argmax(dim=-1).cpu()
+        merged = (
+            row_T[:length].unique_consecutive() for row_T, length in zip(best_BT, lengths_B.tolist(), strict=True)
+        )
+        return [ids[ids != self.blank].tolist() for ids in merged]
