@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 ROWS = 8192
 """Frames that are compared with a codebook at a time."""
 LOW_USAGE = 0.1
+"""Share of a codebook's entries under which something is wrong, as soon as there are enough labels to tell."""
+ENOUGH_LABELS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +232,7 @@ class LabelStatistics(nn.Module):
         guessing the most frequent label) and `nats_below_unigram` (entropy of the labels minus the loss; above 0 the
         encoder has learned something).
 
-        The first time that a usage is under 10 % a warning is logged.
+        The first time that a usage is under 10 % a warning is logged, once there are 1000 labels.
         """
         seen = int(self.counts_CV[0].sum())
         if not seen or self.latest is None or not self.latest[2]:
@@ -251,13 +253,14 @@ class LabelStatistics(nn.Module):
 
     def _warn(self, usage_C: Tensor, seen: int) -> None:
         codebook = int(usage_C.argmin())
-        if self._warned or usage_C[codebook] >= LOW_USAGE:
+        if self._warned or seen < ENOUGH_LABELS or usage_C[codebook] >= LOW_USAGE:
             return
         self._warned = True
         log.warning(
-            "BEST-RQ: %d labels use %.1f %% of codebook %d: the features are hardly normalised; expected zero mean and "
-            "unit variance in every mel band",
-            seen,
-            100 * usage_C[codebook].item(),
+            "BEST-RQ: codebook %d has used %d of its %d entries for %d frames: the features are hardly normalised; "
+            "expected zero mean and unit variance in every mel band",
             codebook,
+            int((self.counts_CV[codebook] > 0).sum()),
+            self.counts_CV.shape[1],
+            seen,
         )

@@ -78,13 +78,13 @@ class HubSpeechEncoder(nn.Module):
         config = kept.config
         if config.model_type not in FAMILIES:
             raise UserError(f"speech encoder: found {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
-        if "input_features" not in extractor.model_input_names:
+        self.extractor: Any = extractor
+        if "input_features" not in self.extractor.model_input_names:
             raise UserError(f"speech encoder: {type(extractor).__name__} is not the extractor of {config.model_type}")
         config.apply_spec_augment = False  # wav2vec2-BERT's own, on by default in training
         if getattr(kept, "adapter", None) is not None:
             kept.adapter = None  # wav2vec2-BERT's, in the place of which the speech adapter stands
         self.model: PreTrainedModel = kept
-        self.extractor: Any = extractor
         family = FAMILIES[config.model_type]
         self.stride = family.stride(config)
         self.window = None if family.window is None else family.window(config)
@@ -123,6 +123,14 @@ class HubSpeechEncoder(nn.Module):
         older = self.model.gradient_checkpointing_enable
         getattr(self.model, "activation_checkpointing_enable", older)({"use_reentrant": False})
 
+    def train(self, mode: bool = True) -> "HubSpeechEncoder":
+        """As ever, but batch norms (Parakeet's) keep their statistics: those of a batch would hold its padding."""
+        super().train(mode)
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+        return self
+
     def features(self, samples_S: Tensor) -> Tensor:
         """Input frames [M, F] of one mono waveform at `sample_rate`, as the model's own extractor makes them.
 
@@ -130,9 +138,11 @@ class HubSpeechEncoder(nn.Module):
             UserError: less than 0.1 s, or more than the model hears at once.
         """
         seconds = len(samples_S) / self.sample_rate
-        longest = torch.inf if self.window is None else self.window * self.extractor.hop_length / self.sample_rate
-        if not SHORTEST_SECONDS <= seconds <= longest:
-            raise UserError(f"speech of {seconds:.2f} s, expected {SHORTEST_SECONDS} to {longest:g} s")
+        if seconds < SHORTEST_SECONDS:
+            raise UserError(f"speech of {seconds:.2f} s, expected at least {SHORTEST_SECONDS} s")
+        if self.window is not None and len(samples_S) > self.window * self.extractor.hop_length:
+            longest = self.window * self.extractor.hop_length / self.sample_rate
+            raise UserError(f"speech of {seconds:.2f} s, the encoder hears at most {longest:g} s at once")
         made = self.extractor(
             samples_S.cpu().numpy(), sampling_rate=self.sample_rate, return_tensors="pt", return_attention_mask=True
         )

@@ -216,7 +216,7 @@ def test_statistics_of_known_labels() -> None:
 
 
 def test_collapsed_labels_are_named_once_and_normalised_features_never(caplog: pytest.LogCaptureFixture) -> None:
-    batch = speech((1200, 1200))
+    batch = speech((1200,) * 8)
     task = build(entries=512).train()
     with caplog.at_level(logging.WARNING):
         task.loss(batch)

@@ -20,7 +20,6 @@ def lasr() -> tuple[LasrEncoderBlock, tuple[Tensor, Tensor]]:
     config = LasrEncoderConfig(
         hidden_size=WIDTH,
         num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
         intermediate_size=FFN,
         conv_kernel_size=7,
         attention_bias=True,
@@ -28,13 +27,15 @@ def lasr() -> tuple[LasrEncoderBlock, tuple[Tensor, Tensor]]:
         feed_forward_residual_weights=[1.0, 0.5],
         conv_residual_weights=[1.0, 1.0],
         layer_norm_eps=1e-5,
-        attn_implementation="sdpa",
     )
+    config._attn_implementation = "sdpa"
     block = LasrEncoderBlock(config, 0)
+    norm = block.conv.norm
+    assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
-        for tensor in (*block.parameters(), block.conv.norm.running_mean):
+        for tensor in (*block.parameters(), norm.running_mean):
             tensor.add_(0.2 * torch.randn_like(tensor))
-        block.conv.norm.running_var.uniform_(0.5, 2)
+        norm.running_var.uniform_(0.5, 2)
     cos, sin = LasrEncoderRotaryEmbedding(config)(torch.zeros(1), torch.arange(FRAMES)[None])
     return block.eval(), (cos, sin)
 
