@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from multimodal.errors import UserError
+from multimodal.files import open_file
 
 PictureSource = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 
@@ -49,21 +50,8 @@ def open_picture(source: PictureSource, *, name: str | None = None) -> Image.Ima
     if isinstance(source, bytes):
         return _open(io.BytesIO(source), name or "the picture's bytes")
     path = Path(source)
-    with _open_file(path) as file:
+    with open_file(path, expected=EXPECTED) as file:
         return _open(file, name or str(path))
-
-
-def _open_file(path: Path) -> BinaryIO:
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: a folder; {EXPECTED}")
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: not a regular file; {EXPECTED}")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {EXPECTED}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; {EXPECTED}") from error
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:

@@ -1,0 +1,31 @@
+"""A file that a user named: opened, or refused in one line that names it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from multimodal.errors import UserError
+from multimodal.files import open_file
+
+
+def test_a_regular_file_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"abc")
+    with open_file(path, expected="expected a sound") as file:
+        assert file.read() == b"abc"
+
+
+def test_anything_else_is_refused_by_name(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    cases = {
+        "none": "no such file",
+        ".": "a folder",
+        "pipe": "not a regular file",
+        "a\0b": "null",
+        "x" * 300: "too long",
+    }
+    for name, match in cases.items():
+        with pytest.raises(UserError, match=f"{match}.*; expected a sound$") as caught:
+            open_file(tmp_path / name, expected="expected a sound")
+        assert str(tmp_path) in str(caught.value)
