@@ -29,7 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps -e .
 	touch $@
 
-# The weights that the demo starts from, built where they are not there: about 75 minutes on two cores, once.
+# The weights that come with Graft, built anew where they are missing: about two hours and ten minutes on two cores.
 decoder: $(DECODER)
 image-encoder: $(IMAGE_ENCODER)
 

@@ -20,7 +20,10 @@ from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode
 from multimodal.tokenizer import AnyTokenizer
 
 # Where each modality lives. The only place that names them: `multimodal` imports none of them before it is asked to.
-MODALITIES = {"image": "vision.image_modality:ImageModality"}
+MODALITIES = {
+    "image": "vision.image_modality:ImageModality",
+    "audio": "speech.speech_modality:SpeechModality",
+}
 
 
 def modality_class(kind: str) -> Any:
@@ -114,7 +117,7 @@ class MultimodalModel(nn.Module):
 
     def log_values(self) -> dict[str, float]:
         """The gates, for the training log."""
-        return {k: v for m in self.modalities.values() for k, v in m.gate_values().items()}  # type: ignore[operator]
+        return {k: v for m in self.modalities.values() for k, v in m.log_values().items()}  # type: ignore[operator]
 
     def sample(self, messages: Sequence[Message], answer: str | None = None) -> Sample:
         """One conversation with its media prepared; with an answer, to learn from.

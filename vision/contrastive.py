@@ -25,7 +25,7 @@ MAX_SCALE = 100.0
 class ContrastiveBatch:
     """Pictures and texts: input_ids and attention_mask [J, T] (1 = token), image_index [J] the picture of each text.
 
-    image_index None: text j belongs to picture j.
+    image_index -1: the text belongs to no picture; it is there to be told apart. None: text j belongs to picture j.
     """
 
     tiles: TileBatch

@@ -6,7 +6,7 @@ The text tower reads the tokens of a decoder's tokenizer and is thrown away afte
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from vision.encoder import ImageEncoder
 from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
-from vision.scenes import Split, scene_sample
+from vision.scenes import HELD_OUT, SHAPES, Scene, Split, scene_sample
 from vision.tiling import Augment, Tiles, Tiling, batch_tiles
 
 
@@ -55,15 +55,19 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class CaptionedTiles:
-    """A picture and one caption of it."""
+    """A picture, one caption of it, and perhaps captions that fit it almost."""
 
     tiles: Tiles
     caption: str
+    distractors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScenePairs:
-    """Built-in scenes, each with a caption or with a description that says everything: place and size of every object."""
+    """Built-in scenes with a caption or a full description, and the same with the shape of one object changed.
+
+    Without such a distractor an encoder that sees colours, places and sizes tells scenes apart without their shapes.
+    """
 
     tiling: Tiling
     count: int
@@ -76,8 +80,9 @@ class ScenePairs:
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
         picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
-        say = rng.choice((caption, scene_in_words))
-        return CaptionedTiles(self.tiling.tile(open_picture(picture)), say(scene, rng))
+        say, wording = rng.choice((caption, scene_in_words)), rng.random()
+        said = [say(one, random.Random(wording)) for one in (scene, with_another_shape(scene, rng))]
+        return CaptionedTiles(self.tiling.tile(open_picture(picture)), said[0], (said[1],))
 
 
 @dataclass(frozen=True)
@@ -94,17 +99,32 @@ class CaptionPairs:
         return CaptionedTiles(found.tiles, found.caption) if isinstance(found, ImageTextSample) else None
 
 
+def with_another_shape(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with one object of another shape; never a held-out pair, which would be learnt to be always wrong."""
+    at = rng.randrange(len(scene.objects))
+    thing = scene.objects[at]
+    others = [shape for shape in SHAPES if shape != thing.shape and (thing.colour, shape) not in HELD_OUT]
+    changed = replace(thing, shape=rng.choice(others))
+    return replace(scene, objects=(*scene.objects[:at], changed, *scene.objects[at + 1 :]))
+
+
 def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, length: int) -> ContrastiveBatch:
-    """A batch of pictures with one text each."""
+    """A batch of pictures with one text each, and their distractors, which belong to no picture."""
+    distractors = [text for pair in pairs for text in pair.distractors]
     text = tokenizer(
-        [pair.caption for pair in pairs],
+        [*(pair.caption for pair in pairs), *distractors],
         return_tensors="pt",
         padding=True,
         truncation=True,
         max_length=length,
         add_special_tokens=False,
     )
-    return ContrastiveBatch(batch_tiles([pair.tiles for pair in pairs]), text["input_ids"], text["attention_mask"])
+    return ContrastiveBatch(
+        batch_tiles([pair.tiles for pair in pairs]),
+        text["input_ids"],
+        text["attention_mask"],
+        torch.tensor([*range(len(pairs)), *[-1] * len(distractors)]),
+    )
 
 
 def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePairs | CaptionPairs:
@@ -168,7 +188,7 @@ def measure_retrieval(
 ) -> RetrievalRecall:
     """Recall at 1 and 5 among all of `pairs`, one caption for each picture."""
     found = [pairs.sample(i, random.Random(i)) for i in range(len(pairs))]
-    kept = [pair for pair in found if pair is not None]
+    kept = [replace(pair, distractors=()) for pair in found if pair is not None]
     device = task.log_scale.device
     images, texts = [], []
     with torch.no_grad():

@@ -177,7 +177,7 @@ class ImageModality(nn.Module):
             "encoder": [(f"encoder.{n}", p) for n, p in self.encoder.named_parameters()],
         }
 
-    def gate_values(self) -> dict[str, float]:
+    def log_values(self) -> dict[str, float]:
         """tanh of each gate; growing gates with a flat loss mean that the learning rate is too high (spec A4.7.5)."""
         return {
             f"gate.{name}": torch.tanh(module.weight.detach()).item()

@@ -140,10 +140,10 @@ def test_parts_are_gates_adapter_and_encoder_and_cover_all() -> None:
 
 def test_gates_are_logged_as_what_they_let_through() -> None:
     made = modality()
-    assert set(made.gate_values().values()) == {0.0}
+    assert set(made.log_values().values()) == {0.0}
     for _, gate in made.parts()["gates"]:
         nn.init.constant_(gate, 20.0)
-    assert all(value == pytest.approx(1) for value in made.gate_values().values())
+    assert all(value == pytest.approx(1) for value in made.log_values().values())
 
 
 def test_a_blank_picture_has_the_shape_but_not_the_pixels() -> None:
