@@ -1,0 +1,185 @@
+"""The temporal aggregator: a perceiver resampler that merges consecutive frames into one frame's worth of tokens.
+
+Llama 3 paper, section 7.3 / spec A5. Each group of `group` consecutive frames of a clip is read by the same learned
+latents, which attend to the tokens of the frames and to each other. Every token carries the time of its frame, from 0
+(the start of the clip) to 1 (its end), as a function of the time alone: there is no table by frame number, so weights
+carry over when the number of frames and the size of the groups change between the stages of training. Without times a
+clip and its reverse would be the same.
+
+Legend: F frames of all clips, M groups of all clips, P tokens of a frame, S tokens of the largest group, N tokens of
+all frames, C feature width, D width of the aggregator, Q latents, T tokens of a group and latents, E width of the
+output, H heads, K head dimension, W frequencies.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multimodal.attention import attend
+from multimodal.errors import UserError
+from multimodal.layers import SwiGLU
+from vision.encoder import ImageFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalAggregatorConfig:
+    """Sizes of the temporal aggregator (spec A5.2; the paper states the group alone)."""
+
+    group: int = 16
+    """Consecutive frames that are merged into one; the paper: 16 in pre-training, 32 afterwards."""
+    latents: int = 65
+    """Tokens of a merged frame; the default is as many as a tile has."""
+    width: int = 192
+    layers: int = 2
+    heads: int = 6
+    ffn_ratio: float = 8 / 3
+    """Hidden width of the feed-forward, times the width."""
+    time_frequencies: int = 5
+    """Waves of the time with periods of 2, 1, 1/2 ... of a clip. The default ends at 1/8, the fastest that 16 frames
+    tell apart: a faster one would mean something else to another number of frames."""
+
+    def __post_init__(self) -> None:
+        for name in ("group", "latents", "width", "layers", "heads", "time_frequencies"):
+            if getattr(self, name) < 1:
+                raise UserError(f"temporal aggregator: {name} {getattr(self, name)}, expected 1 or more")
+        if self.width % self.heads:
+            raise UserError(f"temporal aggregator: width {self.width} does not divide into {self.heads} heads")
+        if self.ffn_ratio <= 0:
+            raise UserError(f"temporal aggregator: ffn_ratio {self.ffn_ratio}, expected more than 0")
+
+
+class TimeSignal(nn.Module):
+    """A vector for each time in [0, 1]: a linear map of sines and cosines with periods from two clips downwards."""
+
+    def __init__(self, *, width: int, frequencies: int) -> None:
+        super().__init__()
+        self.frequencies = frequencies
+        self.proj = nn.Linear(2 * frequencies, width, bias=False)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """[...] -> [..., width]"""
+        rates_W = math.pi * 2.0 ** torch.arange(self.frequencies, device=times.device)
+        angles = times.float()[..., None] * rates_W
+        return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.proj.weight.dtype))
+
+
+class ResamplerLayer(nn.Module):
+    """Latents read the frames and each other, then a feed-forward, both pre-norm (as in Flamingo; spec A5.2)."""
+
+    def __init__(self, *, width: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_tokens = nn.LayerNorm(width)
+        self.norm_latents = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = SwiGLU(width, ffn)
+
+    def forward(self, z_MQD: Tensor, x_MSD: Tensor, mask_M11S: Tensor | None) -> Tensor:
+        """Latents after reading the tokens. `mask_M11S`: True where a token may be seen; None: everywhere."""
+        latents_MQD = self.norm_latents(z_MQD)
+        seen_MTD = torch.cat([self.norm_tokens(x_MSD), latents_MQD], dim=1)
+        if mask_M11S is not None:
+            mask_M11S = F.pad(mask_M11S, (0, z_MQD.shape[1]), value=True)  # the latents are always there
+        q_MHQK = self.q(latents_MQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_MHTK, v_MHTK = self.kv(seen_MTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        read_MHQK = attend(q_MHQK, k_MHTK, v_MHTK, mask=mask_M11S)
+        z_MQD = z_MQD + self.out(read_MHQK.transpose(1, 2).flatten(2))
+        return z_MQD + self.ffn(self.norm_ffn(z_MQD))
+
+
+class TemporalAggregator(nn.Module):
+    """Perceiver resampler over groups of consecutive frames.
+
+    Args:
+        config: sizes.
+        feature_dim: C of the image encoder's features.
+        out_dim: E, width of the tokens that come out.
+
+    Example:
+        aggregator = TemporalAggregator(TemporalAggregatorConfig(group=4), feature_dim=960, out_dim=256)
+        merged = aggregator(encoder(tiles_of_all_frames), frames=(16, 12), times=times_F)
+        assert merged.lengths == (aggregator.output_length(16), aggregator.output_length(12))
+    """
+
+    def __init__(self, config: TemporalAggregatorConfig, *, feature_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.norm_in = nn.LayerNorm(feature_dim)
+        self.proj_in = nn.Linear(feature_dim, width, bias=False)
+        self.time = TimeSignal(width=width, frequencies=config.time_frequencies)
+        self.latents_QD = nn.Parameter(torch.randn(config.latents, width) * width**-0.5)
+        ffn = round(width * config.ffn_ratio)
+        self.layers = nn.ModuleList(
+            ResamplerLayer(width=width, heads=config.heads, ffn=ffn) for _ in range(config.layers)
+        )
+        self.norm_out = nn.LayerNorm(width)
+        self.proj_out = nn.Linear(width, out_dim, bias=False)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if isinstance(module, ResamplerLayer):
+                for last in (module.out, module.ffn.down):
+                    last.weight.mul_((2 * self.config.layers) ** -0.5)
+
+    def output_length(self, frames: int) -> int:
+        """Tokens that come out for a clip of so many frames: `latents` for each group, complete or not."""
+        return -(-frames // self.config.group) * self.config.latents
+
+    def forward(self, features: ImageFeatures, *, frames: Sequence[int], times: Tensor) -> ImageFeatures:
+        """Merge the frames of several clips, each clip for itself.
+
+        Args:
+            features: of all frames, clip after clip in order of time; tokens [N, C], `lengths` holds P of each frame.
+            frames: frames of each clip, 1 or more.
+            times: [F], continuous time of each frame in its clip, from 0 to 1.
+
+        Returns:
+            tokens [sum of output lengths, E], clip after clip; `lengths` holds `output_length` of each clip.
+
+        Raises:
+            ValueError: a clip without frames, or numbers of frames that do not agree.
+        """
+        if min(frames, default=0) < 1 or not sum(frames) == len(features.lengths) == len(times):
+            found = f"clips of {tuple(frames)} frames, features of {len(features.lengths)} and {len(times)} times"
+            raise ValueError(f"{found}; expected one of each for every frame, and no empty clip")
+        lengths_F = torch.tensor(features.lengths, device=features.tokens.device)
+        x_ND = self.proj_in(self.norm_in(features.tokens.to(self.proj_in.weight.dtype)))
+        x_ND = x_ND + self.time(times.to(x_ND.device)).to(x_ND.dtype).repeat_interleave(lengths_F, dim=0)
+        x_MSD, mask_M11S = _pad(x_ND, self._group_lengths(features.lengths, frames))
+        z_MQD = self.latents_QD.to(x_ND.dtype).expand(len(x_MSD), -1, -1)
+        for layer in self.layers:
+            z_MQD = layer(z_MQD, x_MSD, mask_M11S)
+        tokens = self.proj_out(self.norm_out(z_MQD)).flatten(0, 1)
+        return ImageFeatures(tokens, tuple(self.output_length(count) for count in frames))
+
+    def _group_lengths(self, lengths: Sequence[int], frames: Sequence[int]) -> list[int]:
+        """Tokens of every group: its frames are counted anew from the start of each clip."""
+        totals: list[int] = []
+        first = 0
+        for count in frames:
+            for start in range(first, first + count, self.config.group):
+                totals.append(sum(lengths[start : min(start + self.config.group, first + count)]))
+            first += count
+        return totals
+
+
+def _pad(x_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Groups of so many tokens, side by side [M, S, D], and a mask [M, 1, 1, S] of what is there (None: everything)."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return x_ND.unflatten(0, (-1, longest)), None
+    x_MSD = nn.utils.rnn.pad_sequence(list(x_ND.split(list(lengths))), batch_first=True)
+    there_MS = torch.arange(longest, device=x_ND.device) < torch.tensor(lengths, device=x_ND.device)[:, None]
+    return x_MSD, there_MS[:, None, None]
