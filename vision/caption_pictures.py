@@ -15,10 +15,8 @@ from multimodal.model import MultimodalModel
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.captioning import CAPTION_PROMPT, Turns
 from vision.encoder import ImageEncoder
-from vision.picture import PictureSource, open_picture
+from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
 from vision.tiling import Tiles
-
-PICTURE_SUFFIXES = frozenset(Image.registered_extensions())
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:

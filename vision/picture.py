@@ -21,6 +21,7 @@ PictureSource = str | Path | bytes | Image.Image | np.ndarray | torch.Tensor
 EXPECTED = "expected a picture (JPEG, PNG, WebP, GIF, TIFF or BMP)"
 MAX_PIXELS = 200_000_000
 """Above this a picture is refused: it may be a decompression bomb."""
+PICTURE_SUFFIXES = frozenset(Image.registered_extensions())
 DRAFT_PIXELS = 16_000_000
 """A JPEG above this is decoded at 1/2, 1/4 or 1/8 size: still far more than all tiles together show."""
 
