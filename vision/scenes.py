@@ -178,17 +178,32 @@ def _draw_object(draw: ImageDraw.ImageDraw, thing: SceneObject, cell_width: floa
     radius = min(cell_width, cell_height) * _DIAMETER[thing.size] / 2
     x = (thing.column + 0.5) * cell_width + thing.offset[0] * (cell_width / 2 - radius)
     y = (thing.row + 0.5) * cell_height + thing.offset[1] * (cell_height / 2 - radius)
-    red, green, blue = (min(255, round(value * thing.shade)) for value in COLOURS[thing.colour])
+    draw_shape(draw, thing.shape, thing.colour, x=x, y=y, radius=radius, tilt=thing.tilt, shade=thing.shade)
+
+
+def draw_shape(
+    draw: ImageDraw.ImageDraw,
+    shape: str,
+    colour: str,
+    *,
+    x: float,
+    y: float,
+    radius: float,
+    tilt: float = 0.0,
+    shade: float = 1.0,
+) -> None:
+    """Draw one of `SHAPES` around (x, y), in pixels, in one of `COLOURS` times `shade`, tilted by degrees."""
+    red, green, blue = (min(255, round(value * shade)) for value in COLOURS[colour])
     fill = (red, green, blue)
     box = (x - radius, y - radius, x + radius, y + radius)
-    if thing.shape == "circle":
+    if shape == "circle":
         draw.ellipse(box, fill=fill)
-    elif thing.shape == "ring":
+    elif shape == "ring":
         draw.ellipse(box, outline=fill, width=max(1, round(radius * 0.42)))
     else:
-        turn = math.radians(thing.tilt)
+        turn = math.radians(tilt)
         cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
-        draw.polygon([(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[thing.shape]], fill=fill)
+        draw.polygon([(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[shape]], fill=fill)
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, wide: float, row_height: float, *, top: float) -> None:
