@@ -14,7 +14,6 @@ Legend: B batch, S samples, T frames, N samples of a window, F frequency bins, C
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from multimodal.errors import UserError
+from speech.frames import Length, ceil_divide, frame_mask
 
 FLOOR = 2.0**-24
 
@@ -78,13 +78,9 @@ class LogMel(nn.Module):
         self.register_buffer("mean_C", torch.zeros(self.config.channels))
         self.register_buffer("std_C", torch.ones(self.config.channels))
 
-    @overload
-    def output_length(self, samples: int) -> int: ...
-    @overload
-    def output_length(self, samples: Tensor) -> Tensor: ...
-    def output_length(self, samples: int | Tensor) -> int | Tensor:
-        """Frames of so many samples, for an int or an integer tensor: ceil(samples / hop)."""
-        return (samples + self.config.hop - 1) // self.config.hop
+    def output_length(self, samples: Length) -> Length:
+        """Frames of so many samples; a tensor for a tensor."""
+        return ceil_divide(samples, self.config.hop)
 
     @torch.no_grad()
     def forward(self, waveform_BS: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +95,7 @@ class LogMel(nn.Module):
         """
         frames_B = self.output_length(samples_B)
         features_BTC = (self._log_mel(waveform_BS, samples_B) - self.mean_C) / self.std_C
-        return torch.where(_valid(frames_B, features_BTC.shape[1])[:, :, None], features_BTC, 0.0), frames_B
+        return torch.where(frame_mask(frames_B, features_BTC.shape[1])[:, :, None], features_BTC, 0.0), frames_B
 
     @torch.no_grad()
     def fit_statistics(self, waveforms: Iterable[Tensor]) -> None:
@@ -128,7 +124,7 @@ class LogMel(nn.Module):
     def _log_mel(self, waveform_BS: Tensor, samples_B: Tensor) -> Tensor:
         """Before normalising, [B, T, C]; frames behind an utterance's end are those of silence."""
         longest = waveform_BS.shape[1]
-        waveform_BS = torch.where(_valid(samples_B, longest), waveform_BS.float(), 0.0)
+        waveform_BS = torch.where(frame_mask(samples_B, longest), waveform_BS.float(), 0.0)
         behind = (self.output_length(longest) - 1) * self.config.hop + self.config.window - longest
         frames_BTN = F.pad(waveform_BS, (0, behind)).unfold(1, self.config.window, self.config.hop)
         with torch.autocast(waveform_BS.device.type, enabled=False):
@@ -144,8 +140,3 @@ class LogMel(nn.Module):
             return new if new.is_meta or tensor.is_meta else tensor.to(new.device)
 
         return super()._apply(moved, recurse)
-
-
-def _valid(lengths_B: Tensor, size: int) -> Tensor:
-    """bool [B, size], True before each length."""
-    return torch.arange(size, device=lengths_B.device) < lengths_B[:, None]
