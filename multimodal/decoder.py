@@ -151,12 +151,13 @@ class FrozenDecoder(nn.Module):
         if memory is not None:
             self._check(memory)
             inputs[KEYWORD] = memory
-        with sdpa_kernel(SDPBackend.MATH) if trains_in_bf16_on_cpu(input_ids.device) else nullcontext():
-            if not (self.checkpointing and torch.is_grad_enabled()):
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            with sdpa_kernel(SDPBackend.MATH) if trains_in_bf16_on_cpu(input_ids.device) else nullcontext():
                 return self.seam.decoder(**inputs).last_hidden_state
-            embeds = inputs.get("inputs_embeds")
-            with self.seam.recomputing(0 if embeds is not None and embeds.requires_grad else self.first_adapted):
-                return self.seam.decoder(**inputs).last_hidden_state
+        # Fused in any case: the recomputation in backward would not find this context.
+        embeds = inputs.get("inputs_embeds")
+        with self.seam.recomputing(0 if embeds is not None and embeds.requires_grad else self.first_adapted):
+            return self.seam.decoder(**inputs).last_hidden_state
 
     def forward(
         self,

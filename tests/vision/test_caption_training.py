@@ -119,19 +119,23 @@ def test_an_encoder_of_transformers_trains_and_comes_back(config: CaptioningConf
     assert torch.equal(again.modalities["image"].encoder.model.state_dict()[moved[0]], now[moved[0]])  # type: ignore[union-attr]
 
 
-def test_memory_saving_changes_no_gradient(config: CaptioningConfig) -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_memory_saving_changes_no_gradient(config: CaptioningConfig, bf16: bool) -> None:
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         model = build_model(replace(config, checkpointing=checkpointing))
         torch.nn.init.constant_(model.parts()["gates"][0][1], 0.5)
         found = training_data(model, config)
         batch = model.collate([s for i in range(2) if (s := found.sample(i, random.Random(0)))])
-        model.train().loss(batch)[0].backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss, _ = model.train().loss(batch)
+        loss.backward()
         return [p.grad for named in model.parts().values() for _, p in named if p.grad is not None]
 
     plain, recomputed = gradients(False), gradients(True)
     assert plain and len(plain) == len(recomputed)
-    for a, b in zip(plain, recomputed, strict=True):
-        torch.testing.assert_close(a, b)
+    # On a CPU in bf16 the two take other attention kernels, which round otherwise.
+    a, b = (torch.cat([grad.flatten() for grad in grads]) for grads in (plain, recomputed))
+    assert (a - b).norm() <= (0.05 if bf16 else 1e-5) * a.norm()
 
 
 # ---- before training ----------------------------------------------------------------------------------------------

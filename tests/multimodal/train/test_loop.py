@@ -144,7 +144,7 @@ def test_accumulation_is_weighted_by_tokens(tmp_path: Path) -> None:
     plain, split = ToyTask(), ToyTask()
     for task, accumulate in ((plain, 1), (split, 4)):
         task.dropout.p = 0.0
-        options = {"steps": 5, "schedule": "constant", "warmup": 0, "clip_norm": 0}
+        options = {"steps": 5, "schedule": "constant", "warmup": 0, "clip_norm": 0, "precision": "fp32"}
         run(tmp_path / str(accumulate), task=task, accumulate=accumulate, **options)
     assert split.calls == 4 * plain.calls
     for one, four in zip(plain.parameters(), split.parameters(), strict=True):
@@ -154,7 +154,8 @@ def test_accumulation_is_weighted_by_tokens(tmp_path: Path) -> None:
 def test_the_gradient_is_that_of_the_mean_over_tokens(tmp_path: Path) -> None:
     task = ToyTask()
     task.dropout.p = 0.0
-    run(tmp_path, task=task, steps=1, accumulate=2, clip_norm=0, learning_rates=dict.fromkeys(task.parts(), 1e-30))
+    rates = dict.fromkeys(task.parts(), 1e-30)
+    run(tmp_path, task=task, steps=1, accumulate=2, clip_norm=0, learning_rates=rates, precision="fp32")
     gradient = task.adapter.weight.grad
     assert gradient is not None
     from multimodal.data.order import SeededOrder, sample_rng
