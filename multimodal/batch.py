@@ -122,11 +122,12 @@ def _lay_out(
 ) -> MediaBatch | None:
     """Number the media of one kind through the batch and join each with its placeholder."""
     token_group = token_groups(is_placeholder_BT)
+    group_of = token_group.tolist()
     items: list[Any] = []
     joined: list[tuple[tuple[int, int], ...]] = []
     for sample in samples:
         for turn in sample.turns:
-            row, groups = rows[len(joined)], token_group[len(joined)].tolist()
+            row, groups = rows[len(joined)], group_of[len(joined)]
             start = len(groups) - len(row.ids) if left else 0
             found = zip(turn.media.get(kind, ()), row.columns[kind], strict=True)
             joined.append(tuple((len(items) + position, groups[start + column]) for position, column in found))

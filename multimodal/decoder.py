@@ -119,8 +119,8 @@ class FrozenDecoder(nn.Module):
         embeds = torch.where(is_extra[..., None], extra.to(embeds.dtype), embeds)
         for token, rows_ND in (inserted or {}).items():
             at_BT = input_ids == token
-            if int(at_BT.sum()) != len(rows_ND):
-                raise ValueError(f"{len(rows_ND)} embeddings for {int(at_BT.sum())} tokens {token}")
+            if (there := int(at_BT.sum())) != len(rows_ND):
+                raise ValueError(f"{len(rows_ND)} embeddings for {there} tokens {token}")
             embeds = embeds.masked_scatter(at_BT[..., None], rows_ND.to(embeds.dtype))
         return embeds
 

@@ -1,7 +1,10 @@
 """Opening what a user named: a regular file, or a `UserError` that says what stands there instead."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 from multimodal.errors import UserError
 
@@ -22,3 +25,14 @@ def open_file(path: Path, *, expected: str) -> BinaryIO:
         raise UserError(f"{path}: no such file; {expected}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}; {expected}") from error
+
+
+def open_container(file: BinaryIO) -> "InputContainer":
+    """A video or a sound file through FFmpeg, which may open nothing else: a playlist could name any file or address.
+
+    Raises:
+        av.error.FFmpegError: not a container that FFmpeg knows, or a broken one.
+    """
+    import av
+
+    return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")

@@ -174,25 +174,31 @@ class MultimodalModel(nn.Module):
 
         Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding.
         """
-        device = batch.input_ids.device
         memory, inserted = self.memory(batch), self.inserted(batch)
-        columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=device)
+        columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
         lengths = (batch.attention_mask * columns_T).amax(1).tolist()
-        total, count = torch.zeros((), device=device), 0
-        for group in length_groups(lengths):
-            length, rows = lengths[group[-1]], torch.tensor(group, device=device)
-            ids_RT, mask_RT, targets_RT = (
-                t.index_select(0, rows)[:, :length] for t in (batch.input_ids, batch.attention_mask, batch.targets)
+        groups = length_groups(lengths)
+        if len(groups) == 1:
+            return self._loss(batch.input_ids, batch.attention_mask, batch.targets, memory, inserted)
+        losses, counts = [], []
+        for group in groups:
+            length, rows = lengths[group[-1]], torch.tensor(group, device=batch.input_ids.device)
+            loss, count = self._loss(
+                batch.input_ids[rows, :length],
+                batch.attention_mask[rows, :length],
+                batch.targets[rows, :length],
+                None if memory is None else memory.rows(rows, length),
+                inserted_rows(inserted, batch.input_ids, rows),
             )
-            hidden_RTD = self.decoder.hidden(
-                ids_RT,
-                mask_RT,
-                memory=None if memory is None else memory.rows(rows, length),
-                inserted=inserted_rows(inserted, batch.input_ids, rows),
-            )
-            loss, counted = frozen_head_loss(hidden_RTD, targets_RT, self.decoder)
-            total, count = total + loss, count + counted
-        return total, count
+            losses.append(loss)
+            counts.append(count)
+        return torch.stack(losses).sum(), sum(counts)
+
+    def _loss(
+        self, ids_BT: Tensor, mask_BT: Tensor, targets_BT: Tensor, memory: CrossMemory | None, inserted: Inserted
+    ) -> tuple[Tensor, int]:
+        hidden_BTD = self.decoder.hidden(ids_BT, mask_BT, memory=memory, inserted=inserted)
+        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder)
 
     @torch.no_grad()
     def generate(self, samples: Sequence[Sample], **options: Any) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from multimodal.errors import UserError
-from multimodal.files import open_file
+from multimodal.files import open_container, open_file
 from speech.resampling import resample, resample_blocks
 
 SAMPLE_RATE = 16_000
@@ -129,11 +129,8 @@ def _read_chunks(sound: Any, name: str) -> Iterator[Tensor]:
 
 
 def _decode_by_ffmpeg(file: BinaryIO, name: str) -> tuple[int, Iterator[Tensor]]:
-    import av
-
     try:
-        # Without the whitelist a text file could have FFmpeg open the other files that it lists.
-        container = av.open(file, options={"protocol_whitelist": "none"})
+        container = open_container(file)
     except Exception as error:
         raise UserError(f"{name}: not sound, or broken ({_sentence(error)}); {EXPECTED}") from error
     if not container.streams.audio:

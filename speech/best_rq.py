@@ -165,7 +165,7 @@ class BestRQTask(nn.Module):
     def loss(self, batch: SpeechBatch) -> tuple[Tensor, int]:
         """Cross-entropy in nats, averaged over the codebooks, summed over the masked frames; and their number."""
         config, stack = self.config, self.encoder.config.stack
-        x_BMF = trim(batch.features, batch.lengths)
+        x_BMF = trim(batch.padded, batch.lengths)
         mask_BT = mask_spans(batch.lengths, stack=stack, span=config.mask_span, probability=config.mask_probability)
         labels_NC = self.quantizer(stack_frames(x_BMF, stack)[mask_BT])
         mask_BM = mask_BT.repeat_interleave(stack, dim=1)[:, : x_BMF.shape[1]]

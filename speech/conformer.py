@@ -60,7 +60,7 @@ class Conformer(nn.Module):
 
     Example:
         encoder = Conformer(ConformerConfig())
-        features = encoder(batch.features, batch.lengths)       # [B, T, encoder.feature_dim], 40 ms frames
+        features = encoder(batch.padded, batch.lengths)       # [B, T, encoder.feature_dim], 40 ms frames
         lengths = encoder.output_length(batch.lengths)
     """
 

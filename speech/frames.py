@@ -20,17 +20,21 @@ def ceil_divide(length: Length, factor: int) -> Length:
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Input features [B, T, C] of several utterances, and the frames of each [B] (int64); what follows is padding."""
+    """Several utterances side by side: features [B, T, C] or waveforms [B, S], and the frames or samples of each [B]
+    (int64); what follows is padding."""
 
-    features: Tensor
+    padded: Tensor
     lengths: Tensor
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     def to(self, device: torch.device | str) -> "SpeechBatch":
-        return SpeechBatch(self.features.to(device), self.lengths.to(device))
+        return SpeechBatch(self.padded.to(device), self.lengths.to(device))
 
 
 def pad_batch(utterances: list[Tensor]) -> SpeechBatch:
-    """A batch of utterances [T, C] of any lengths, zeros behind the shorter ones."""
+    """A batch of utterances [T, C] or [S] of any lengths, zeros behind the shorter ones."""
     lengths_B = torch.tensor([len(x_TC) for x_TC in utterances])
     return SpeechBatch(torch.nn.utils.rnn.pad_sequence(utterances, batch_first=True), lengths_B)
 

@@ -21,6 +21,7 @@ from multimodal.messages import MEDIA_KINDS
 from speech.audio import AudioSource, read_audio
 from speech.conformer import Conformer, ConformerConfig
 from speech.features import LogMel, LogMelConfig
+from speech.frames import SpeechBatch, pad_batch
 from speech.speech_adapter import SpeechAdapter, SpeechAdapterConfig, embedding_rms
 
 MARKS = (len(MEDIA_KINDS), len(MEDIA_KINDS) + 1)
@@ -49,20 +50,6 @@ class SpeechConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Waveforms:
-    """Recordings [B, S] side by side, and the samples of each [B] (int64); what follows is padding."""
-
-    samples: Tensor
-    lengths: Tensor
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def to(self, device: torch.device | str) -> "Waveforms":
-        return Waveforms(self.samples.to(device), self.lengths.to(device))
 
 
 class SpeechModality(nn.Module):
@@ -114,16 +101,15 @@ class SpeechModality(nn.Module):
         """The tokens that a recording takes in the prompt."""
         return [self.begin, *[placeholder] * self.output_length(len(item)), self.end]
 
-    def collate(self, items: Sequence[Tensor]) -> Waveforms:
-        samples = nn.utils.rnn.pad_sequence(list(items), batch_first=True)
-        return Waveforms(samples, torch.tensor([len(item) for item in items]))
+    def collate(self, items: Sequence[Tensor]) -> SpeechBatch:
+        return pad_batch(list(items))
 
     def embeddings(self, batch: MediaBatch) -> Tensor:
         """Embeddings [N, D] of all recordings, row by row of the batch. A frozen encoder runs without gradient."""
-        recordings: Waveforms = batch.items
+        recordings: SpeechBatch = batch.items
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
-            features_BMF, lengths_B = self.log_mel(recordings.samples, recordings.lengths)
+            features_BMF, lengths_B = self.log_mel(recordings.padded, recordings.lengths)
             hidden_BTC = self.encoder(features_BMF, lengths_B)
         embeddings_BED = self.adapter(hidden_BTC, self.encoder.output_length(lengths_B))
         lengths = [self.output_length(samples) for samples in recordings.lengths.tolist()]

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from multimodal.errors import UserError
+from multimodal.files import open_container
 from vision.clip_sampling import Clip, Timeline
 from vision.picture import open_picture
 
@@ -110,15 +111,13 @@ class _Decoder:
 
 
 def _open(file: BinaryIO, name: str) -> "InputContainer":
-    import av
     from av.error import FFmpegError
 
     file.seek(0)
     start = file.read(8)
     file.seek(0)
     try:
-        # Without protocols a playlist cannot make FFmpeg open other files or addresses.
-        return av.open(file, "r", options={"protocol_whitelist": ""}, metadata_errors="replace")
+        return open_container(file)
     except FFmpegError as error:
         what = f"the file starts with {start!r}: {error.strerror}"
         raise UserError(f"{name}: not a video ({what}); {EXPECTED}") from error

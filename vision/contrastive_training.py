@@ -25,7 +25,7 @@ from vision.encoder import ImageEncoder
 from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
-from vision.scenes import HELD_OUT, SHAPES, Scene, Split, scene_sample
+from vision.scenes import TRAIN_PAIRS, Scene, Split, scene_sample
 from vision.tiling import Augment, Tiles, Tiling, batch_tiles
 
 
@@ -103,7 +103,7 @@ def with_another_shape(scene: Scene, rng: random.Random) -> Scene:
     """The scene with one object of another shape; never a held-out pair, which would be learnt to be always wrong."""
     at = rng.randrange(len(scene.objects))
     thing = scene.objects[at]
-    others = [shape for shape in SHAPES if shape != thing.shape and (thing.colour, shape) not in HELD_OUT]
+    others = [shape for colour, shape in TRAIN_PAIRS if colour == thing.colour and shape != thing.shape]
     changed = replace(thing, shape=rng.choice(others))
     return replace(scene, objects=(*scene.objects[:at], changed, *scene.objects[at + 1 :]))
 

@@ -68,9 +68,9 @@ def test_quantizer_is_drawn_once_from_its_seed() -> None:
 
 def test_labels_do_not_depend_on_the_batch() -> None:
     task, batch = build(), speech()
-    together = task.quantizer(stack_frames(trim(batch.features, batch.lengths), 4))
+    together = task.quantizer(stack_frames(trim(batch.padded, batch.lengths), 4))
     for i, length in enumerate(LENGTHS):
-        x = batch.features[i : i + 1, :length]
+        x = batch.padded[i : i + 1, :length]
         alone = task.quantizer(stack_frames(x, 4))
         assert torch.equal(together[i, : alone.shape[1]], alone[0])
 
@@ -123,7 +123,7 @@ def test_loss_is_the_cross_entropy_of_clean_labels_on_masked_frames() -> None:
     torch.manual_seed(7)
     mask = mask_spans(batch.lengths)
     assert weight == mask.sum() > 50
-    labels = task.quantizer(stack_frames(batch.features, 4)[mask])
+    labels = task.quantizer(stack_frames(batch.padded, 4)[mask])
     expected = sum(
         F.cross_entropy(head(hidden[mask]), labels[:, c], reduction="sum") for c, head in enumerate(task.heads)
     )
@@ -135,7 +135,7 @@ def test_loss_is_the_cross_entropy_of_clean_labels_on_masked_frames() -> None:
     assert torch.equal(reached, mask)
     masked_mel = mask.repeat_interleave(4, dim=1)[:, :400]
     own = torch.arange(400) < batch.lengths[:, None]
-    assert torch.equal(heard[~masked_mel & own], batch.features[~masked_mel & own])
+    assert torch.equal(heard[~masked_mel & own], batch.padded[~masked_mel & own])
     noise = heard[masked_mel & own]
     assert noise.std().item() == pytest.approx(0.2, rel=0.02) and abs(noise.mean().item()) < 0.01
 
@@ -150,7 +150,7 @@ def test_padding_and_its_content_change_nothing() -> None:
     """One utterance in batches of other padding: the same masks are forced by masking everything, without noise."""
     batch = speech((61,))
     spoiled = SpeechBatch(torch.full((1, 90, 80), torch.nan), batch.lengths)
-    spoiled.features[:, :61] = batch.features
+    spoiled.padded[:, :61] = batch.padded
     task = build(mask_probability=1.0, noise=0.0)
     torch.testing.assert_close(task.loss(batch)[0], task.loss(spoiled)[0])
 
@@ -221,7 +221,7 @@ def test_collapsed_labels_are_named_once_and_normalised_features_never(caplog: p
     with caplog.at_level(logging.WARNING):
         task.loss(batch)
         assert min(task.log_values()[f"code_usage.{c}"] for c in range(3)) > 0.3 and not caplog.records
-        raw = SpeechBatch(1.5 * batch.features - 8, batch.lengths)  # log-mel energies as they come
+        raw = SpeechBatch(1.5 * batch.padded - 8, batch.lengths)  # log-mel energies as they come
         task = build(entries=512).train()
         for _ in range(2):
             task.loss(raw)

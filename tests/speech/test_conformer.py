@@ -107,7 +107,7 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(conv_norm: str) 
         if checkpointing:
             encoder.enable_gradient_checkpointing()
         torch.manual_seed(5)
-        encoder(batch.features, batch.lengths).square().mean().backward()
+        encoder(batch.padded, batch.lengths).square().mean().backward()
         results.append(gradients(encoder) | dict(encoder.named_buffers()))
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
@@ -118,10 +118,10 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(conv_norm: str) 
 def test_bf16_autocast_with_checkpointing(conv_norm: str) -> None:
     encoder = build(conv_norm=conv_norm).train()
     batch = pad_batch(utterances((37, 20)))
-    exact = encoder(batch.features, batch.lengths)
+    exact = encoder(batch.padded, batch.lengths)
     encoder.enable_gradient_checkpointing()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = encoder(batch.features, batch.lengths)
+        rough = encoder(batch.padded, batch.lengths)
         loss = rough.float().square().mean()
     loss.backward()
     assert (rough - exact)[0].norm() < 0.05 * exact[0].norm()

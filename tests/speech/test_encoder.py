@@ -116,7 +116,7 @@ def test_ragged_batch_equals_each_utterance_alone(name: str, training: bool) -> 
     encoder = build(name).train(training)
     items = [encoder.features(waveform) for waveform in waveforms()]
     batch = pad_batch(items)
-    spoiled = torch.full((len(items), batch.features.shape[1] + 8, batch.features.shape[2]), torch.nan)
+    spoiled = torch.full((len(items), batch.padded.shape[1] + 8, batch.padded.shape[2]), torch.nan)
     for row, item in zip(spoiled, items, strict=True):
         row[: len(item)] = item
     together = encoder(spoiled if name != "whisper" else spoiled[:, :100], batch.lengths)
@@ -140,7 +140,7 @@ def test_checkpointing_gives_the_same_gradients(name: str) -> None:
         if checkpointing:
             encoder.enable_gradient_checkpointing()
         batch = pad_batch([encoder.features(waveform) for waveform in waveforms()[:2]])
-        encoder(batch.features, batch.lengths)[:, :3].square().mean().backward()
+        encoder(batch.padded, batch.lengths)[:, :3].square().mean().backward()
         gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
     assert sum("layers" in n for n in gradients[0]) > 20 and gradients[0].keys() == gradients[1].keys()
     for key, gradient in gradients[0].items():
@@ -152,7 +152,7 @@ def test_one_protocol_for_all() -> None:
     for encoder in encoders:
         batch = pad_batch([torch.randn(n, 80) for n in (50, 33)])
         lengths = encoder.output_length(batch.lengths)
-        assert encoder(batch.features, batch.lengths).shape == (2, int(lengths.max()), encoder.feature_dim)
+        assert encoder(batch.padded, batch.lengths).shape == (2, int(lengths.max()), encoder.feature_dim)
         encoder.enable_gradient_checkpointing()
 
 

@@ -14,11 +14,11 @@ def test_lengths_of_numbers_and_tensors() -> None:
 def test_batch_trim_and_masks() -> None:
     utterances = [torch.randn(n, 3) for n in (5, 2, 4)]
     batch = pad_batch(utterances)
-    assert batch.features.shape == (3, 5, 3) and batch.lengths.tolist() == [5, 2, 4]
+    assert batch.padded.shape == (3, 5, 3) and batch.lengths.tolist() == [5, 2, 4]
     spoiled = torch.full((3, 8, 3), torch.nan)
     for row, utterance in zip(spoiled, utterances, strict=True):
         row[: len(utterance)] = utterance
-    assert torch.equal(trim(spoiled, batch.lengths), batch.features)
+    assert torch.equal(trim(spoiled, batch.lengths), batch.padded)
     mask = frame_mask(batch.lengths, 5)
     assert mask.sum(dim=1).tolist() == [5, 2, 4] and mask[:, :2].all()
     ragged = padding_mask(batch.lengths, 5)

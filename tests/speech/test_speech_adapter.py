@@ -68,7 +68,7 @@ def test_looks_both_ways_over_the_whole_utterance() -> None:
 @pytest.mark.parametrize("rms", [0.01, 0.7])
 @pytest.mark.parametrize("loudness", [0.01, 100.0])
 def test_output_is_as_loud_as_the_embeddings_whatever_comes_in(rms: float, loudness: float) -> None:
-    out = build(rms=rms)(loudness * pad_batch(features((30,))).features, torch.tensor([30]))
+    out = build(rms=rms)(loudness * pad_batch(features((30,))).padded, torch.tensor([30]))
     torch.testing.assert_close(out.square().mean(dim=-1).sqrt(), torch.full((1, 15), rms), atol=0, rtol=1e-3)
 
 
@@ -102,9 +102,9 @@ def test_size_of_the_papers_adapter() -> None:
 
 def test_bf16_autocast() -> None:
     adapter, batch = build(), pad_batch(features())
-    exact = adapter(batch.features, batch.lengths)
+    exact = adapter(batch.padded, batch.lengths)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = adapter(batch.features, batch.lengths)
+        rough = adapter(batch.padded, batch.lengths)
     rough.sum().backward()
     assert rough.dtype == torch.float32 and (rough - exact)[0, :5].norm() < 0.05 * exact[0, :5].norm()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in adapter.parameters())
