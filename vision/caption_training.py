@@ -53,6 +53,8 @@ class DataConfig:
     """Built-in scenes in an epoch."""
     scene_size: int = 64
     """Their size in pixels."""
+    singles: float = 0.0
+    """Share of the built-in training scenes that show one object alone, of which shapes are learnt soonest."""
     questions: int = 3
     """Questions about a built-in scene learnt in one step."""
 
@@ -117,7 +119,12 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
     data = config.data
     if data.source == SCENES:
         return SceneSamples(
-            model, count=data.scenes, size=data.scene_size, seed=config.train.seed, questions=data.questions
+            model,
+            count=data.scenes,
+            size=data.scene_size,
+            seed=config.train.seed,
+            questions=data.questions,
+            singles=data.singles,
         )
     records = read_captions(data.source, split=data.train_split, columns=data.columns)
     images = CaptionImages(

@@ -74,19 +74,27 @@ class SceneSamples:
         size: pixels, as in `scene_sample`.
         seed: of the scenes.
         questions: turns of each scene besides its caption.
+        singles: share of scenes that show one object alone.
     """
 
     def __init__(
-        self, model: MultimodalModel, *, count: int, size: int | tuple[int, int], seed: int, questions: int
+        self,
+        model: MultimodalModel,
+        *,
+        count: int,
+        size: int | tuple[int, int],
+        seed: int,
+        questions: int,
+        singles: float = 0.0,
     ) -> None:
-        self.count, self.size, self.seed, self.questions = count, size, seed, questions
+        self.count, self.size, self.seed, self.questions, self.singles = count, size, seed, questions, singles
         self.turns = Turns(model)
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, index: int, rng: random.Random) -> Sample:
-        picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size)
+        picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, singles=self.singles)
         tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
         asked = [question_answer(scene, rng) for _ in range(self.questions)]
         return Sample(

@@ -1,8 +1,8 @@
 """Contrastive (CLIP-style) pre-training of the image encoder: pictures and their texts meet in one space.
 
-Llama 3 paper, section 7.2 / spec A2.5. Only the image encoder goes on; the text tower, both projections and the
-temperature are thrown away. A batch may hold several texts of one picture, and equal texts of different pictures: all
-of these count as positives.
+Llama 3 paper, section 7.2 / spec A2.5. Only the image encoder goes on; the text tower, both projections, the
+temperature and the captioner, if there is one, are thrown away. A batch may hold several texts of one picture, and
+equal texts of different pictures: all of these count as positives.
 
 Legend: I pictures, J texts, T tokens of a text, D width of a tower, E width of the shared space.
 """
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision.captioner import Captioner
 from vision.encoder import Block, ImageEncoder
 from vision.tiling import TileBatch
 
@@ -25,7 +26,7 @@ MAX_SCALE = 100.0
 class ContrastiveBatch:
     """Pictures and texts: input_ids and attention_mask [J, T] (1 = token), image_index [J] the picture of each text.
 
-    image_index -1: the text belongs to no picture; it is there to be told apart. None: text j belongs to picture j.
+    image_index None: text j belongs to picture j. A captioner needs the padding on the right.
     """
 
     tiles: TileBatch
@@ -114,12 +115,23 @@ class ContrastiveTask(nn.Module):
     Args:
         encoder: its plain ViT is trained; taps, global layers and tile tables join later (spec 0.1).
         embed_dim: E, width of the shared space.
+        captioner: learns beside it to say the texts; `caption_weight` is the weight of its loss.
     """
 
-    def __init__(self, encoder: ImageEncoder, text: TextTower, *, embed_dim: int = 192) -> None:
+    def __init__(
+        self,
+        encoder: ImageEncoder,
+        text: TextTower,
+        *,
+        embed_dim: int = 192,
+        captioner: Captioner | None = None,
+        caption_weight: float = 2.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.text = text
+        self.captioner = captioner
+        self.caption_weight = caption_weight
         width = encoder.config.width
         self.image_projection = nn.Linear(width, embed_dim, bias=False)
         self.text_projection = nn.Linear(text.width, embed_dim, bias=False)
@@ -150,9 +162,13 @@ class ContrastiveTask(nn.Module):
         if index is None:
             index = torch.arange(texts, device=batch.input_ids.device)
         positives_IJ = positive_pairs(index, len(batch.tiles), batch.input_ids, batch.attention_mask)
-        u_IE = self.embed_images(batch.tiles)
+        tokens, pooled_ID = self.encoder.tokens_and_pool(batch.tiles)
         v_JE = self.embed_texts(batch.input_ids, batch.attention_mask)
-        return contrastive_loss(u_IE, v_JE, self.scale(), positives_IJ) * texts, texts
+        loss = contrastive_loss(self.image_projection(pooled_ID), v_JE, self.scale(), positives_IJ)
+        if self.captioner is not None:
+            pictures = [tokens[i] for i in index.tolist()]
+            loss = loss + self.caption_weight * self.captioner.loss(pictures, batch.input_ids, batch.attention_mask)
+        return loss * texts, texts
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: 'encoder', which is kept, and 'text', all that is thrown away afterwards."""

@@ -6,7 +6,7 @@ The text tower reads the tokens of a decoder's tokenizer and is thrown away afte
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,12 +20,13 @@ from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_training import SCENES, DataConfig
+from vision.captioner import Captioner
 from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecall, TextTower, retrieval_recall
 from vision.encoder import ImageEncoder
 from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
-from vision.scenes import TRAIN_PAIRS, Scene, Split, scene_sample
+from vision.scenes import Split, scene_sample
 from vision.tiling import Augment, Tiles, Tiling, batch_tiles
 
 
@@ -47,6 +48,9 @@ class ContrastiveConfig:
     """Tokens of a caption; longer ones are cut."""
     embed_dim: int = 128
     """Width of the space in which pictures and texts meet."""
+    caption_weight: float = 0.0
+    """Weight of a captioning loss beside the contrastive one (CoCa has 2); 0 = none. Its text decoder has the text
+    tower's sizes."""
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
     resume: bool = False
@@ -55,34 +59,30 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class CaptionedTiles:
-    """A picture, one caption of it, and perhaps captions that fit it almost."""
+    """A picture and one caption of it."""
 
     tiles: Tiles
     caption: str
-    distractors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScenePairs:
-    """Built-in scenes with a caption or a full description, and the same with the shape of one object changed.
-
-    Without such a distractor an encoder that sees colours, places and sizes tells scenes apart without their shapes.
-    """
+    """Built-in scenes with a caption or, as often, a full description in words."""
 
     tiling: Tiling
     count: int
     size: int
     seed: int
     split: Split = "train"
+    singles: float = 0.0
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
-        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size)
-        say, wording = rng.choice((caption, scene_in_words)), rng.random()
-        said = [say(one, random.Random(wording)) for one in (scene, with_another_shape(scene, rng))]
-        return CaptionedTiles(self.tiling.tile(open_picture(picture)), said[0], (said[1],))
+        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size, singles=self.singles)
+        say = rng.choice((caption, scene_in_words))
+        return CaptionedTiles(self.tiling.tile(open_picture(picture)), say(scene, rng))
 
 
 @dataclass(frozen=True)
@@ -99,39 +99,27 @@ class CaptionPairs:
         return CaptionedTiles(found.tiles, found.caption) if isinstance(found, ImageTextSample) else None
 
 
-def with_another_shape(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with one object of another shape; never a held-out pair, which would be learnt to be always wrong."""
-    at = rng.randrange(len(scene.objects))
-    thing = scene.objects[at]
-    others = [shape for colour, shape in TRAIN_PAIRS if colour == thing.colour and shape != thing.shape]
-    changed = replace(thing, shape=rng.choice(others))
-    return replace(scene, objects=(*scene.objects[:at], changed, *scene.objects[at + 1 :]))
-
-
 def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, length: int) -> ContrastiveBatch:
-    """A batch of pictures with one text each, and their distractors, which belong to no picture."""
-    distractors = [text for pair in pairs for text in pair.distractors]
+    """A batch of pictures with one text each."""
     text = tokenizer(
-        [*(pair.caption for pair in pairs), *distractors],
+        [pair.caption for pair in pairs],
         return_tensors="pt",
         padding=True,
+        padding_side="right",
         truncation=True,
         max_length=length,
         add_special_tokens=False,
     )
-    return ContrastiveBatch(
-        batch_tiles([pair.tiles for pair in pairs]),
-        text["input_ids"],
-        text["attention_mask"],
-        torch.tensor([*range(len(pairs)), *[-1] * len(distractors)]),
-    )
+    return ContrastiveBatch(batch_tiles([pair.tiles for pair in pairs]), text["input_ids"], text["attention_mask"])
 
 
 def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePairs | CaptionPairs:
     data = config.data
     if data.source == SCENES:
         seed, count = config.train.seed + dev, data.dev_count if dev else data.scenes
-        return ScenePairs(tiling, count, data.scene_size, seed, "held_out" if dev else "train")
+        if dev:
+            return ScenePairs(tiling, count, data.scene_size, seed, "held_out")
+        return ScenePairs(tiling, count, data.scene_size, seed, singles=data.singles)
     records = read_captions(data.source, split=data.dev_split if dev else data.train_split, columns=data.columns)
     augment = None if dev else Augment(flip=data.flip, crop_scale=data.crop_scale)
     return CaptionPairs(
@@ -155,7 +143,21 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
         heads=config.text_heads,
         max_length=config.text_length,
     )
-    task = ContrastiveTask(encoder, text, embed_dim=config.embed_dim)
+    captioner = Captioner(
+        vocab_size=len(tokenizer),
+        image_width=encoder.config.width,
+        width=config.text_width,
+        layers=config.text_layers,
+        heads=config.text_heads,
+        max_length=config.text_length,
+    )
+    task = ContrastiveTask(
+        encoder,
+        text,
+        embed_dim=config.embed_dim,
+        captioner=captioner if config.caption_weight else None,
+        caption_weight=config.caption_weight,
+    )
     tiling = Tiling(encoder.tile_size, config.encoder.max_tiles, config.stretch, encoder.pixel_mean, encoder.pixel_std)
     held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None
 
@@ -188,7 +190,7 @@ def measure_retrieval(
 ) -> RetrievalRecall:
     """Recall at 1 and 5 among all of `pairs`, one caption for each picture."""
     found = [pairs.sample(i, random.Random(i)) for i in range(len(pairs))]
-    kept = [replace(pair, distractors=()) for pair in found if pair is not None]
+    kept = [pair for pair in found if pair is not None]
     device = task.log_scale.device
     images, texts = [], []
     with torch.no_grad():

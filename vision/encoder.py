@@ -276,8 +276,13 @@ class ImageEncoder(nn.Module):
 
         The global layers take no part: they join after the contrastive pre-training (spec 0.1).
         """
+        return self.tokens_and_pool(batch)[1]
+
+    def tokens_and_pool(self, batch: TileBatch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The plain ViT's post-norm tokens [P, D] of each picture, and what `pool` makes of them."""
         final_TLD, _ = self.forward_intermediates(batch)
-        return torch.stack([cls.mean(dim=0) for cls in final_TLD[:, 0].split(batch.lengths)])
+        tiles = final_TLD.split(batch.lengths)
+        return tuple(t.flatten(0, 1) for t in tiles), torch.stack([t[:, 0].mean(dim=0) for t in tiles])
 
     def plain_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Named parameters that contrastive pre-training moves: those of the plain ViT, without what joins later.

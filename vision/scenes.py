@@ -8,7 +8,7 @@ What is said about a scene lives in `vision.scene_language`.
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -149,15 +149,18 @@ def _place(rng: random.Random, pair: Pair, size: str, cell: tuple[int, int]) -> 
 
 
 def scene_sample(
-    index: int, *, seed: int, split: Split, size: int | tuple[int, int]
+    index: int, *, seed: int, split: Split, size: int | tuple[int, int], singles: float = 0.0
 ) -> tuple[Image.Image, Scene, random.Random]:
     """Sample `index` of the data set: image, scene, and the generator to draw its wording from.
 
-    A pure function of (seed, split, index). `size` is the short side in pixels at the scene's own aspect ratio, or an
-    exact (width, height); the scene is the same at any size.
+    A pure function of (seed, split, singles, index). `size` is the short side in pixels at the scene's own aspect
+    ratio, or an exact (width, height); the scene is the same at any size. A share `singles` of the scenes is left with
+    its first object alone.
     """
     rng = random.Random(f"scene {seed} {split} {index}")  # seeding by a string does not depend on the process
     scene = sample_scene(rng, split=split)
+    if singles and rng.random() < singles:
+        scene = replace(scene, objects=scene.objects[:1], text=None)
     width, height = scene.dimensions(size) if isinstance(size, int) else size
     return render(scene, width=width, height=height), scene, rng
 

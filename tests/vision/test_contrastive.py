@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vision.captioner import Captioner
 from vision.contrastive import (
     ContrastiveBatch,
     ContrastiveTask,
@@ -18,11 +19,15 @@ from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.tiling import TileBatch
 
 
-def build(seed: int = 0) -> ContrastiveTask:
+def build(seed: int = 0, *, caption_weight: float = 0.0) -> ContrastiveTask:
     torch.manual_seed(seed)
     config = ImageEncoderConfig(tile_size=16, patch_size=8, width=32, layers=2, global_layers=1, heads=4, stem="conv")
     text = TextTower(vocab_size=40, width=32, layers=1, heads=4, max_length=8)
-    return ContrastiveTask(ImageEncoder(config), text, embed_dim=16)
+    encoder = ImageEncoder(config)
+    if not caption_weight:
+        return ContrastiveTask(encoder, text, embed_dim=16)
+    captioner = Captioner(vocab_size=40, image_width=32, width=32, layers=1, heads=4, max_length=8)
+    return ContrastiveTask(encoder, text, embed_dim=16, captioner=captioner, caption_weight=caption_weight)
 
 
 def test_diagonal_loss_is_clips() -> None:
@@ -111,8 +116,9 @@ def batch_of(task: ContrastiveTask, images: int = 4, captions: int = 2) -> Contr
     return ContrastiveBatch(tiles, ids, torch.ones_like(ids), torch.arange(images).repeat_interleave(captions))
 
 
-def test_parts_are_all_that_gets_gradient() -> None:
-    task = build()
+@pytest.mark.parametrize("caption_weight", [0.0, 2.0])
+def test_parts_are_all_that_gets_gradient(caption_weight: float) -> None:
+    task = build(caption_weight=caption_weight)
     loss, texts = task.loss(batch_of(task))
     loss.backward()
     assert texts == 8
@@ -122,6 +128,17 @@ def test_parts_are_all_that_gets_gradient() -> None:
         assert named[name] is parameter and parameter.grad is not None and parameter.grad.any(), name
     assert not any("global" in name or "tap" in name or "gate" in name for name, _ in parts["encoder"])
     assert "log_scale" in dict(parts["text"]) and len(parts["encoder"]) > 10
+
+
+def test_captioning_adds_its_loss_on_each_texts_own_picture() -> None:
+    plain, both = build(), build(caption_weight=2.0)
+    both.load_state_dict(plain.state_dict(), strict=False)
+    batch = batch_of(plain)
+    (contrast, texts), (total, _) = plain.loss(batch), both.loss(batch)
+    tokens, _ = both.encoder.tokens_and_pool(batch.tiles)
+    assert both.captioner is not None
+    said = both.captioner.loss([tokens[i // 2] for i in range(8)], batch.input_ids, batch.attention_mask)
+    torch.testing.assert_close(total, contrast + 2 * said * texts)
 
 
 def test_a_batch_without_index_is_one_text_each() -> None:

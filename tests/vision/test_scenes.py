@@ -167,3 +167,13 @@ def test_jitter_never_leaves_the_cell() -> None:
                 ys, xs = np.nonzero(ink(Scene((thing,)), width=96, height=96))
                 assert min(ys.min(), xs.min()) >= 31, (shape, size, offset)
                 assert max(ys.max(), xs.max()) <= 64, (shape, size, offset)
+
+
+def test_a_share_of_singles_shows_one_object_and_leaves_the_rest_as_it_was() -> None:
+    plain, mixed = (
+        [scene_sample(i, seed=2, split="train", size=8, singles=share)[1] for i in range(200)] for share in (0.0, 0.5)
+    )
+    single = [len(new.objects) == 1 and new.objects == old.objects[:1] and new.text is None
+              for old, new in zip(plain, mixed, strict=True)]  # fmt: skip
+    assert 0.5 < sum(single) / 200 < 0.75  # a fifth has one object anyway
+    assert all(new == old for alone, old, new in zip(single, plain, mixed, strict=True) if not alone)
