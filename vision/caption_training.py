@@ -24,6 +24,7 @@ from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig
+from vision.scenes import SceneMix
 from vision.tiling import Augment
 
 SCENES = "scenes"
@@ -53,8 +54,8 @@ class DataConfig:
     """Built-in scenes in an epoch."""
     scene_size: int = 64
     """Their size in pixels."""
-    singles: float = 0.0
-    """Share of the built-in training scenes that show one object alone, of which shapes are learnt soonest."""
+    mix: SceneMix = field(default_factory=SceneMix)
+    """What share of the built-in training scenes is made easier."""
     questions: int = 3
     """Questions about a built-in scene learnt in one step."""
 
@@ -124,7 +125,7 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
             size=data.scene_size,
             seed=config.train.seed,
             questions=data.questions,
-            singles=data.singles,
+            mix=data.mix,
         )
     records = read_captions(data.source, split=data.train_split, columns=data.columns)
     images = CaptionImages(

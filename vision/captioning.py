@@ -11,7 +11,7 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from vision.caption_data import CaptionImages, ImageTextSample
 from vision.scene_language import caption, object_f1, question_answer
-from vision.scenes import Scene, scene_sample
+from vision.scenes import AS_DRAWN, Scene, SceneMix, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
@@ -74,7 +74,7 @@ class SceneSamples:
         size: pixels, as in `scene_sample`.
         seed: of the scenes.
         questions: turns of each scene besides its caption.
-        singles: share of scenes that show one object alone.
+        mix: what share of the scenes is made easier.
     """
 
     def __init__(
@@ -85,16 +85,20 @@ class SceneSamples:
         size: int | tuple[int, int],
         seed: int,
         questions: int,
-        singles: float = 0.0,
+        mix: SceneMix = AS_DRAWN,
     ) -> None:
-        self.count, self.size, self.seed, self.questions, self.singles = count, size, seed, questions, singles
+        self.count, self.size, self.seed, self.questions, self.mix = count, size, seed, questions, mix
         self.turns = Turns(model)
 
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def in_order(self) -> bool:
+        return self.mix.unnamed_first > 0
+
     def sample(self, index: int, rng: random.Random) -> Sample:
-        picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, singles=self.singles)
+        picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, mix=self.mix)
         tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
         asked = [question_answer(scene, rng) for _ in range(self.questions)]
         return Sample(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from vision.scenes import HELD_OUT, Pair, draw_shape
+from vision.scenes import COLOURS, HELD_OUT, Pair, draw_shape
 
 RADIUS = 0.1  # of an object at scale 1, as a share of the picture's side
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -166,7 +166,7 @@ def render_frame(scene: ClipScene, time: float, *, size: int, supersample: int =
             draw_shape(
                 draw,
                 thing.shape,
-                thing.colour,
+                COLOURS[thing.colour],
                 x=place.x * side,
                 y=place.y * side,
                 radius=RADIUS * place.scale * side,

@@ -26,7 +26,7 @@ from vision.encoder import ImageEncoder
 from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
-from vision.scenes import Split, scene_sample
+from vision.scenes import AS_DRAWN, SceneMix, Split, scene_sample
 from vision.tiling import Augment, Tiles, Tiling, batch_tiles
 
 
@@ -74,13 +74,17 @@ class ScenePairs:
     size: int
     seed: int
     split: Split = "train"
-    singles: float = 0.0
+    mix: SceneMix = AS_DRAWN
 
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def in_order(self) -> bool:
+        return self.mix.unnamed_first > 0
+
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
-        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size, singles=self.singles)
+        picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size, mix=self.mix)
         say = rng.choice((caption, scene_in_words))
         return CaptionedTiles(self.tiling.tile(open_picture(picture)), say(scene, rng))
 
@@ -119,7 +123,7 @@ def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePair
         seed, count = config.train.seed + dev, data.dev_count if dev else data.scenes
         if dev:
             return ScenePairs(tiling, count, data.scene_size, seed, "held_out")
-        return ScenePairs(tiling, count, data.scene_size, seed, singles=data.singles)
+        return ScenePairs(tiling, count, data.scene_size, seed, mix=data.mix)
     records = read_captions(data.source, split=data.dev_split if dev else data.train_split, columns=data.columns)
     augment = None if dev else Augment(flip=data.flip, crop_scale=data.crop_scale)
     return CaptionPairs(

@@ -90,7 +90,7 @@ def object_f1(predictions: Sequence[str], scenes: Sequence[Scene]) -> float:
 def question_answer(scene: Scene, rng: random.Random, *, kinds: Iterable[str] | None = None) -> QuestionAnswer:
     """Draw a question with its answer: first a kind that the scene allows, then an answer, each equally likely.
 
-    `kinds` narrows the choice to some of `KINDS`; "exists" and "count" can be asked about every scene.
+    `kinds` narrows the choice to some of `KINDS`; "count" can be asked about every scene.
 
     Raises:
         ValueError: the scene allows a question of none of `kinds`.
@@ -121,6 +121,8 @@ def _ask_colour(scene: Scene, _: random.Random) -> list[QuestionAnswer]:
     for shape in SHAPES:
         things = [thing for thing in scene.objects if thing.shape == shape]
         colours = {thing.colour for thing in things}
+        if "" in colours:
+            continue
         if len(things) == 1:
             found.append((f"what colour is the {shape}?", things[0].colour))
         elif len(colours) == 1:
@@ -136,6 +138,8 @@ def _ask_shape(scene: Scene, _: random.Random) -> list[QuestionAnswer]:
     found = []
     for colour in COLOURS:
         things = [thing for thing in scene.objects if thing.colour == colour]
+        if any(not thing.shape for thing in things):
+            continue
         for thing in things:
             if len(things) == 1:
                 found.append((f"what shape is the {colour} object?", thing.shape))
@@ -145,9 +149,9 @@ def _ask_shape(scene: Scene, _: random.Random) -> list[QuestionAnswer]:
 
 
 def _ask_count(scene: Scene, rng: random.Random) -> list[QuestionAnswer]:
-    shapes = Counter(thing.shape for thing in scene.objects)
-    colours = Counter(thing.colour for thing in scene.objects)
-    pairs = Counter(thing.pair for thing in scene.objects)
+    shapes = Counter(thing.shape for thing in scene.objects if thing.shape)
+    colours = Counter(thing.colour for thing in scene.objects if thing.colour)
+    pairs = Counter(thing.pair for thing in scene.objects if all(thing.pair))
     counted = [(f"{_plural(shape)}", count) for shape, count in shapes.items()]
     counted += [(f"{colour} objects", count) for colour, count in colours.items()]
     counted += [(f"{colour} {_plural(shape)}", count) for (colour, shape), count in pairs.items()]
@@ -162,7 +166,7 @@ def _ask_count(scene: Scene, rng: random.Random) -> list[QuestionAnswer]:
 
 
 def _ask_exists(scene: Scene, rng: random.Random) -> list[QuestionAnswer]:
-    present = sorted(scene.pairs)
+    present = sorted(pair for pair in scene.pairs if all(pair))
     absent = rng.sample(_absent_pairs(scene), len(present))
     named = [(pair, "yes") for pair in present] + [(pair, "no") for pair in absent]
     return [(f"is there {_counted(f'{colour} {shape}', 1)}?", answer) for (colour, shape), answer in named]
@@ -226,7 +230,7 @@ def _single(scene: Scene) -> list[SceneObject]:
 def _referable(scene: Scene) -> list[tuple[str, SceneObject]]:
     """Every short name (shape, or colour and shape) that points at exactly one object, with that object."""
     shapes = Counter(thing.shape for thing in scene.objects)
-    by_shape = [(thing.shape, thing) for thing in scene.objects if shapes[thing.shape] == 1]
+    by_shape = [(thing.shape, thing) for thing in scene.objects if thing.shape and shapes[thing.shape] == 1]
     return by_shape + [(_name(thing), thing) for thing in _single(scene)]
 
 
@@ -249,7 +253,7 @@ def _related_pair(scene: Scene, rng: random.Random) -> tuple[SceneObject, str, S
 
 
 def _name(thing: SceneObject, *, sized: bool = False) -> str:
-    return f"{thing.size} {thing.colour} {thing.shape}" if sized else f"{thing.colour} {thing.shape}"
+    return " ".join(word for word in (thing.size if sized else "", thing.colour, thing.shape or "object") if word)
 
 
 def _plural(name: str) -> str:

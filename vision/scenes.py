@@ -32,6 +32,7 @@ POSITIONS = (("top left", "top", "top right"), ("left", "centre", "right"), ("bo
 ASPECTS = (1.0, 1.0, 1.0, 4 / 3, 3 / 4, 16 / 9, 9 / 16, 2.0, 0.5)
 
 Pair = tuple[str, str]
+Outline = tuple[tuple[float, float], ...]
 Split = Literal["train", "held_out", "any"]
 
 # One or two of each colour and of each shape: 10 of 56 pairs, and every colour and shape stays in training.
@@ -52,13 +53,18 @@ HELD_OUT: frozenset[Pair] = frozenset(
 ALL_PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 TRAIN_PAIRS: tuple[Pair, ...] = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT)
 
+_DISTANCE = 80.0  # in RGB: how far a colour without a name is from all that have one, and from the background
 _DIAMETER = {"small": 0.54, "large": 0.98}  # of the shorter side of a cell
 _TEXT_COLOUR = (50, 50, 60)
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape. `row` and `column` (0 to 2) give its cell; `offset` (x, y) from -1 to 1 its place in the free room."""
+    """One shape. `row` and `column` (0 to 2) give its cell; `offset` (x, y) from -1 to 1 its place in the free room.
+
+    `colour` is one of `COLOURS`, or "" for one that has no name, which `rgb` then holds; `shape` one of `SHAPES`, or ""
+    for one that has no name, whose corners `outline` then holds (in radii, y downwards).
+    """
 
     shape: str
     colour: str
@@ -68,6 +74,8 @@ class SceneObject:
     offset: tuple[float, float] = (0.0, 0.0)
     tilt: float = 0.0  # degrees
     shade: float = 1.0  # multiplies the colour
+    rgb: tuple[int, int, int] | None = None
+    outline: Outline | None = None
 
     @property
     def pair(self) -> Pair:
@@ -148,21 +156,61 @@ def _place(rng: random.Random, pair: Pair, size: str, cell: tuple[int, int]) -> 
     )
 
 
+@dataclass(frozen=True)
+class SceneMix:
+    """Which of the scenes are made easier to learn from."""
+
+    singles: float = 0.0
+    """Scenes that show one object alone, of which shapes are learnt soonest."""
+    unnamed: float = 0.0
+    """Scenes whose colours or whose shapes have no name, so that each is learnt apart from the other."""
+    unnamed_first: int = 0
+    """So many of the first scenes are all of that kind. What is learnt first stands in for what is not yet: a learner
+    that sees both at once finds which shapes a colour never has, and denies them ever after."""
+
+
+AS_DRAWN = SceneMix()
+
+
 def scene_sample(
-    index: int, *, seed: int, split: Split, size: int | tuple[int, int], singles: float = 0.0
+    index: int, *, seed: int, split: Split, size: int | tuple[int, int], mix: SceneMix = AS_DRAWN
 ) -> tuple[Image.Image, Scene, random.Random]:
     """Sample `index` of the data set: image, scene, and the generator to draw its wording from.
 
-    A pure function of (seed, split, singles, index). `size` is the short side in pixels at the scene's own aspect
-    ratio, or an exact (width, height); the scene is the same at any size. A share `singles` of the scenes is left with
-    its first object alone.
+    A pure function of (seed, split, mix, index). `size` is the short side in pixels at the scene's own aspect ratio, or
+    an exact (width, height); the scene is the same at any size.
     """
     rng = random.Random(f"scene {seed} {split} {index}")  # seeding by a string does not depend on the process
     scene = sample_scene(rng, split=split)
-    if singles and rng.random() < singles:
+    if mix.singles and rng.random() < mix.singles:
         scene = replace(scene, objects=scene.objects[:1], text=None)
+    if index < mix.unnamed_first or (mix.unnamed and rng.random() < mix.unnamed):
+        scene = _without_names(scene, rng)
     width, height = scene.dimensions(size) if isinstance(size, int) else size
     return render(scene, width=width, height=height), scene, rng
+
+
+def _without_names(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with other colours, or with other shapes, that have no name."""
+    if rng.random() < 0.5:
+        things = [replace(thing, colour="", rgb=_unnamed_colour(rng, scene.background)) for thing in scene.objects]
+    else:
+        things = [replace(thing, shape="", outline=_unnamed_shape(rng)) for thing in scene.objects]
+    return replace(scene, objects=tuple(things))
+
+
+def _unnamed_colour(rng: random.Random, background: tuple[int, int, int]) -> tuple[int, int, int]:
+    while True:
+        rgb = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        if all(math.dist(rgb, other) > _DISTANCE for other in (*COLOURS.values(), background)):
+            return rgb
+
+
+def _unnamed_shape(rng: random.Random) -> Outline:
+    corners = rng.randint(5, 8)
+    return tuple(
+        _ray(360 * (corner + rng.uniform(-0.3, 0.3)) / corners, rng.uniform(0.4, 1.0)) for corner in range(corners)
+    )
 
 
 def render(scene: Scene, *, width: int, height: int, supersample: int = 3) -> Image.Image:
@@ -181,13 +229,14 @@ def _draw_object(draw: ImageDraw.ImageDraw, thing: SceneObject, cell_width: floa
     radius = min(cell_width, cell_height) * _DIAMETER[thing.size] / 2
     x = (thing.column + 0.5) * cell_width + thing.offset[0] * (cell_width / 2 - radius)
     y = (thing.row + 0.5) * cell_height + thing.offset[1] * (cell_height / 2 - radius)
-    draw_shape(draw, thing.shape, thing.colour, x=x, y=y, radius=radius, tilt=thing.tilt, shade=thing.shade)
+    rgb = thing.rgb or COLOURS[thing.colour]
+    draw_shape(draw, thing.outline or thing.shape, rgb, x=x, y=y, radius=radius, tilt=thing.tilt, shade=thing.shade)
 
 
 def draw_shape(
     draw: ImageDraw.ImageDraw,
-    shape: str,
-    colour: str,
+    shape: str | Outline,
+    rgb: tuple[int, int, int],
     *,
     x: float,
     y: float,
@@ -195,8 +244,8 @@ def draw_shape(
     tilt: float = 0.0,
     shade: float = 1.0,
 ) -> None:
-    """Draw one of `SHAPES` around (x, y), in pixels, in one of `COLOURS` times `shade`, tilted by degrees."""
-    red, green, blue = (min(255, round(value * shade)) for value in COLOURS[colour])
+    """Draw one of `SHAPES`, or an outline, around (x, y), in pixels, in the colour times `shade`, tilted by degrees."""
+    red, green, blue = (min(255, round(value * shade)) for value in rgb)
     fill = (red, green, blue)
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":
@@ -206,7 +255,8 @@ def draw_shape(
     else:
         turn = math.radians(tilt)
         cos, sin = math.cos(turn) * radius, math.sin(turn) * radius
-        draw.polygon([(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[shape]], fill=fill)
+        outline = _OUTLINES[shape] if isinstance(shape, str) else shape
+        draw.polygon([(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in outline], fill=fill)
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, wide: float, row_height: float, *, top: float) -> None:

@@ -19,7 +19,10 @@ from multimodal.errors import UserError
 
 
 class SampleSource(Protocol):
-    """A data set with random access. `sample` returns None for a broken sample, which is then skipped and counted."""
+    """A data set with random access. `sample` returns None for a broken sample, which is then skipped and counted.
+
+    One whose `in_order` is true is not shuffled: it has its own reasons for what comes first.
+    """
 
     def __len__(self) -> int: ...
 
@@ -52,10 +55,10 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 class SeededOrder:
     """The endless row of (epoch, index) pairs cut into steps of `batch_size`. A batch may reach into a next epoch."""
 
-    def __init__(self, *, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, *, length: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
         if length < 1:
             raise UserError("the training data set is empty: expected at least one sample")
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self._cached: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def __call__(self, step: int) -> list[tuple[int, int]]:
@@ -65,6 +68,8 @@ class SeededOrder:
 
     def _at(self, position: int) -> tuple[int, int]:
         epoch, offset = divmod(position, self.length)
+        if not self.shuffle:
+            return epoch, offset
         if self._cached[0] != epoch:
             self._cached = (epoch, epoch_order(self.length, self.seed, epoch))
         return epoch, int(self._cached[1][offset])

@@ -107,7 +107,12 @@ class _Run:
         self.run_dir, self.evaluate = run_dir, evaluate
         self.device = resolve_device(config.device)
         self.precision: Precision = resolve_precision(config.precision, self.device)
-        self.order = SeededOrder(length=len(dataset), batch_size=config.batch_size, seed=config.seed)
+        self.order = SeededOrder(
+            length=len(dataset),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=not getattr(dataset, "in_order", False),
+        )
         if isinstance(task, nn.Module):
             task.to(self.device)
         self.parts = freeze_and_select(task, config.learning_rates)

@@ -15,7 +15,7 @@ from vision.contrastive_training import ContrastiveConfig, ScenePairs, pretrain_
 from vision.encoder import ImageEncoder
 from vision.image_modality import EncoderOptions, load_encoder
 from vision.scene_language import named_objects
-from vision.scenes import scene_sample
+from vision.scenes import SceneMix, scene_sample
 from vision.tiling import Tiling
 
 RETRIEVAL = {f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5)}
@@ -71,9 +71,9 @@ def test_captioning_beside_contrast_trains_another_encoder(tmp_path: Path, decod
 
 
 def test_texts_say_what_the_pictures_show() -> None:
-    pairs = ScenePairs(Tiling(TILE, 4), count=8, size=TILE, seed=0, singles=0.5)
+    pairs = ScenePairs(Tiling(TILE, 4), count=8, size=TILE, seed=0, mix=SceneMix(singles=0.5))
     for index in range(8):
-        scene = scene_sample(index, seed=0, split="train", size=TILE, singles=0.5)[1]
+        scene = scene_sample(index, seed=0, split="train", size=TILE, mix=SceneMix(singles=0.5))[1]
         assert set(named_objects(pairs.sample(index, random.Random(index)).caption)) == scene.pairs
 
 

@@ -26,9 +26,11 @@ from vision.scenes import (
     SIZES,
     WORDS,
     Scene,
+    SceneMix,
     SceneObject,
     Split,
     sample_scene,
+    scene_sample,
 )
 
 PLACES = [place for row in POSITIONS for place in row]
@@ -227,3 +229,17 @@ def truth(scene: Scene, question: str) -> str:
     assert match, question
     assert scene.text in (WORDS if match[1] == "word" else DIGITS)
     return str(scene.text)
+
+
+def test_what_has_no_name_is_not_named() -> None:
+    for index in range(300):
+        _, scene, rng = scene_sample(index, seed=1, split="train", size=8, mix=SceneMix(unnamed=1.0))
+        asked = questions_by_kind(scene)
+        assert not {"colour", "shape", "exists"} & set(asked)
+        said = [caption(scene, rng), scene_in_words(scene, rng)]
+        texts = [*said, *(text for kind in asked.values() for question in kind for text in question)]
+        assert not any("  " in text or text.startswith(" ") for text in texts)
+        for text in said:
+            assert all((thing.shape or "object") in text and thing.colour in text for thing in scene.objects)
+            words = {word.removesuffix("s") for word in re.findall(r"[a-z]+", text)}
+            assert not words & set(SHAPES if not scene.objects[0].shape else COLOURS)

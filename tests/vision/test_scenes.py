@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import itertools
+import math
 import random
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from vision.scenes import (
     TRAIN_PAIRS,
     WORDS,
     Scene,
+    SceneMix,
     SceneObject,
     Split,
     render,
@@ -171,9 +174,42 @@ def test_jitter_never_leaves_the_cell() -> None:
 
 def test_a_share_of_singles_shows_one_object_and_leaves_the_rest_as_it_was() -> None:
     plain, mixed = (
-        [scene_sample(i, seed=2, split="train", size=8, singles=share)[1] for i in range(200)] for share in (0.0, 0.5)
+        [scene_sample(i, seed=2, split="train", size=8, mix=SceneMix(singles=share))[1] for i in range(200)]
+        for share in (0.0, 0.5)
     )
     single = [len(new.objects) == 1 and new.objects == old.objects[:1] and new.text is None
               for old, new in zip(plain, mixed, strict=True)]  # fmt: skip
     assert 0.5 < sum(single) / 200 < 0.75  # a fifth has one object anyway
     assert all(new == old for alone, old, new in zip(single, plain, mixed, strict=True) if not alone)
+
+
+def test_a_share_of_scenes_has_colours_or_shapes_without_a_name_and_leaves_the_rest_as_it_was() -> None:
+    plain, mixed = (
+        [scene_sample(i, seed=2, split="train", size=8, mix=SceneMix(unnamed=share))[1] for i in range(200)]
+        for share in (0.0, 0.5)
+    )
+    kinds: Counter[str] = Counter()
+    for old, new in zip(plain, mixed, strict=True):
+        for was, thing in zip(old.objects, new.objects, strict=True):
+            back = dataclasses.replace(thing, colour=was.colour, shape=was.shape, rgb=None, outline=None)
+            assert back == was
+            assert (thing.colour == "") == (thing.rgb is not None)
+            assert (thing.shape == "") == (thing.outline is not None)
+            if thing.rgb is not None:
+                assert min(math.dist(thing.rgb, rgb) for rgb in COLOURS.values()) > 80
+        kinds["colour" if not new.objects[0].colour else "shape" if not new.objects[0].shape else "named"] += 1
+    assert 80 < kinds["named"] < 120 and min(kinds["colour"], kinds["shape"]) > 30
+
+
+def test_the_first_scenes_have_no_names() -> None:
+    mix = SceneMix(unnamed_first=5)
+    named = [all(scene_sample(i, seed=0, split="train", size=8, mix=mix)[1].objects[0].pair) for i in range(10)]
+    assert named == [False] * 5 + [True] * 5
+
+
+def test_what_has_no_name_is_drawn() -> None:
+    left_half = ((-1.0, -1.0), (0.0, -1.0), (0.0, 1.0), (-1.0, 1.0))
+    thing = SceneObject("", "", "large", 1, 1, rgb=(0, 160, 160), outline=left_half)
+    image = render(Scene((thing,)), width=60, height=60)
+    assert image.getpixel((25, 30)) == (0, 160, 160)
+    assert image.getpixel((35, 30)) == Scene(()).background
