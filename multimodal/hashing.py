@@ -1,4 +1,4 @@
-"""The hash by which weights are known again: a decoder's in an adapter folder, an image encoder's in a feature cache."""
+"""The hash by which weights are known again: a decoder's in an adapter folder, an encoder's in a feature cache."""
 
 import hashlib
 

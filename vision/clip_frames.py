@@ -1,6 +1,6 @@
 """Sampled frames of a clip on their way to the aggregator: as tiles, or as what the image encoder made of them.
 
-The controls of an evaluation are made here too: frames in reverse order, the middle one in the place of all, blank ones.
+The controls of an evaluation are made here too: frames in reverse order, the middle one at every moment, blank ones.
 
 Legend: F frames, N tiles of all frames, S tile side in pixels, L tokens of all frames, C feature width.
 """

@@ -1,5 +1,5 @@
-"""The gated cross-attention layers of an adapter, whatever feeds them: where they stand, their sizes, and which row of a
-batch reads which media.
+"""The gated cross-attention layers of an adapter, whatever feeds them: their places and sizes, and which row of a batch
+reads which media.
 
 Llama 3 paper, section 7.2 / spec A4. Keys and values are made once for each medium, also when several rows of the batch
 look at it, and are then gathered row by row.

@@ -114,7 +114,9 @@ class FeatureCache:
 
     def _drop_old(self, size: int) -> None:
         """Entries that nobody has used of late make room for so many bytes, and for a tenth of the bound."""
-        found = [(stat.st_mtime, stat.st_size, file) for file in self.folder.glob(f"*/*{SUFFIX}") if (stat := _stat(file))]
+        found = [
+            (stat.st_mtime, stat.st_size, file) for file in self.folder.glob(f"*/*{SUFFIX}") if (stat := _stat(file))
+        ]
         self._room = self.max_bytes - sum(length for _, length, _ in found)
         for used, length, file in sorted(found, key=lambda entry: entry[0]):
             if used >= self._began or self._room >= max(size, self.max_bytes // 10):
