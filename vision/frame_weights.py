@@ -44,14 +44,11 @@ def record_resampler(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def word_frame_weights(
-    model: MultimodalModel, messages: list[Message], answer: str
-) -> tuple[list[str], list[ClipFrames], list[Tensor]]:
+def word_frame_weights(model: MultimodalModel, messages: list[Message], answer: str) -> tuple[list[str], list[Tensor]]:
     """Where each word of an answer to a conversation looked: means over layers and heads.
 
     Returns:
-        the words; the sampled frames of each clip; for each clip weights [words, F], which over all clips that a word
-        may see sum to 1.
+        the words; for each clip weights [words, F], which over all clips that a word may see sum to 1.
     """
     modality: Any = model.modalities["video"]
     sample: Sample = model.sample(messages, answer)
@@ -67,7 +64,7 @@ def word_frame_weights(
     pieces = [str(model.tokenizer.decode([token])) for token in ids]
     words, weights_WS = merge_tokens(pieces, weights_TS)
     read_MQP = torch.stack(reads).mean(0).float().cpu()
-    return words, clips, _by_frame(weights_WS, read_MQP, clips, modality)
+    return words, _by_frame(weights_WS, read_MQP, clips, modality)
 
 
 def _by_frame(weights_WS: Tensor, read_MQP: Tensor, clips: list[ClipFrames], modality: Any) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from PIL import Image
 
 from multimodal.chart import Chart
@@ -19,12 +18,10 @@ from multimodal.report import (
     image_media,
     run_facts,
 )
-from vision.caption_report import untile
 from vision.clip import read_clip
-from vision.clip_frames import ClipFrames
+from vision.clip_sampling import Clip
 from vision.film_strip import draw_film_strip, stack_strips
 from vision.frame_weights import word_frame_weights
-from vision.tiling import Tiles, Tiling
 from vision.video_answering import MIDDLE, REVERSED, AskedClip
 
 LABELS = {
@@ -34,29 +31,28 @@ LABELS = {
 }
 
 
-def strip_frames(clip: ClipFrames, tiling: Tiling) -> list[Image.Image]:
-    """The frames as the encoder saw them, put together from their tiles."""
-    return [untile(Tiles(pixels, grid), tiling) for pixels, grid in zip(clip.frames, clip.grids, strict=True)]
-
-
 def attention_strips(model: MultimodalModel, messages: list[Message], answer: str) -> Image.Image:
     """A film strip of each clip of a conversation, with a row for each word of the answer.
 
     Raises:
         UserError: a clip cannot be read.
     """
-    modality = model.modalities["video"]
-    words, clips, weights = word_frame_weights(model, messages, answer)
-    strips = [
-        draw_film_strip(
-            strip_frames(clip, modality.tiling),  # type: ignore[arg-type]
-            [f"{time:.2f}" for time in clip.times.tolist()],
-            words=words,
-            weights_WF=weights_WF,
-        )
-        for clip, weights_WF in zip(clips, weights, strict=True)
-    ]
+    words, weights = word_frame_weights(model, messages, answer)
+    parts = (part for message in messages if not isinstance(message["content"], str) for part in message["content"])
+    sources = (part["video"] for part in parts if part["type"] == "video")
+    strips = []
+    for source, weights_WF in zip(sources, weights, strict=True):
+        clip = read_clip(source, count=_sampled(model))
+        strips.append(draw_film_strip(clip.frames, _times(clip), words=words, weights_WF=weights_WF))
     return stack_strips(strips)
+
+
+def _sampled(model: MultimodalModel) -> int:
+    return model.modalities["video"].config.frames  # type: ignore[union-attr, return-value]
+
+
+def _times(clip: Clip) -> list[str]:
+    return [f"{second:.1f} s" for second in clip.seconds]
 
 
 def video_cards(
@@ -64,13 +60,12 @@ def video_cards(
 ) -> tuple[Card, ...]:
     """Cards of the samples `shown` of the first evaluation, with what was said when the clip was changed."""
     evaluation = next(iter(evaluations.values()))
-    count: int = model.modalities["video"].config.frames  # type: ignore[union-attr, assignment]
     cards = []
     for i in shown:
         asked, said = evaluation.samples[i], evaluation.predictions[i]
         question = asked.question
-        clip = read_clip(asked.clip, count=count)
-        strip = draw_film_strip(clip.frames, [f"{second:.1f} s" for second in clip.seconds])
+        clip = read_clip(asked.clip, count=_sampled(model))
+        strip = draw_film_strip(clip.frames, _times(clip))
         answers = [Answer(question.question, said, question.answer, is_right(said, question.right))]
         for control, expected in ((REVERSED, question.reversed_answer), (MIDDLE, None)):
             text = evaluation.others[control][i]
@@ -85,8 +80,7 @@ def video_cards(
         ]
         insight = ()
         if said:
-            with torch.no_grad():
-                insight = (image_media(attention_strips(model, messages, said), max_side=1400),)
+            insight = (image_media(attention_strips(model, messages, said), max_side=1400),)
         cards.append(
             Card(
                 (image_media(strip, max_side=1400),),
