@@ -64,7 +64,7 @@ class AdapterMemory:
         return AdapterMemory(
             {layer: torch.cat([k, other.keys[layer]], dim=2) for layer, k in self.keys.items()},
             {layer: torch.cat([v, other.values[layer]], dim=2) for layer, v in self.values.items()},
-            torch.cat([self.memory_group, other.memory_group.masked_fill(sees_B, -1)], dim=1),
+            torch.cat([self.memory_group.masked_fill(~sees_B, -1), other.memory_group.masked_fill(sees_B, -1)], dim=1),
             torch.where(sees_B, self.token_group, other.token_group),
         )
 

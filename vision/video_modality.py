@@ -21,6 +21,7 @@ from multimodal.memory import AdapterMemory
 from multimodal.train.precision import autocast, resolve_precision
 from vision.clip import ClipSource, read_clip
 from vision.clip_frames import ClipBatch, ClipFrames, join_features
+from vision.clip_motion import neighbours_as_colours
 from vision.cross_layers import decoder_sizes, gate_values, split_gates
 from vision.encoder import ImageFeatures
 from vision.image_modality import ImageModality
@@ -43,6 +44,8 @@ class VideoConfig:
     """Tiles of a frame at most; 0 = as for pictures."""
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio."""
+    motion: bool = False
+    """Show the encoder each sampled frame with its neighbours as its colours (`vision.clip_motion`)."""
     to_image_layers: bool = False
     """Let the image cross-attention layers read the merged frames too, in conversations without a picture."""
     frames_at_once: int = 16
@@ -63,9 +66,10 @@ class VideoConfig:
             UserError: settings are missing, or there are others.
         """
         try:
-            adapter = dict(values["adapter"])
+            adapter: dict[str, Any] = dict(values["adapter"])
             adapter["aggregator"] = TemporalAggregatorConfig(**adapter["aggregator"])
-            return cls(**dict(values) | {"adapter": VideoAdapterConfig(**adapter)})
+            others: dict[str, Any] = {name: value for name, value in values.items() if name != "adapter"}
+            return cls(adapter=VideoAdapterConfig(**adapter), **others)
         except (KeyError, TypeError) as error:
             raise UserError(f"video settings of the adapter: {error}; expected what save_pretrained wrote") from error
 
@@ -134,7 +138,7 @@ class VideoModality(nn.Module):
         self.cache = cache
         precision = resolve_precision("auto", next(self.image.encoder.parameters()).device)
         self._cache_base = cache_key(
-            weights_sha256(self.image.encoder), self.image.config, self.tiling, self.config.frames, precision
+            weights_sha256(self.image.encoder), self.tiling, self.config.frames, self.config.motion, precision
         )
 
     def prepare(self, source: ClipSource) -> ClipFrames:
@@ -149,8 +153,9 @@ class VideoModality(nn.Module):
             grids = tuple((rows, columns) for rows, columns in found["grids"].tolist())
             return ClipFrames(grids, found["times"], frames, encoded=True)
         clip = read_clip(source, count=self.config.frames)
+        pictures = neighbours_as_colours(clip.frames) if self.config.motion else clip.frames
         tiling = self.tiling
-        return ClipFrames.from_tiles([tiling.tile(frame) for frame in clip.frames], clip.positions, key=key)
+        return ClipFrames.from_tiles([tiling.tile(picture) for picture in pictures], clip.positions, key=key)
 
     def _key(self, source: ClipSource) -> str:
         """The weights, how frames are made and chosen, and the file as it is now; empty for what is no file."""

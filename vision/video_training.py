@@ -212,7 +212,7 @@ def evaluate_both_ways(
 
 
 def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, list[AskedClip]]:
-    """Read before training, so that a fault in them costs no training. Empty if there are to be none."""
+    """Those that are evaluated in training, empty if there are to be none."""
     if not config.data.dev_count:
         return {}
     found = clip_set(config, dev=True)
@@ -226,16 +226,17 @@ def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, l
 
 
 def _stage(
-    config: VideoQAConfig, model: MultimodalModel, settings: TrainConfig, name: str, *, captions: bool
+    config: VideoQAConfig,
+    model: MultimodalModel,
+    settings: TrainConfig,
+    name: str,
+    clips: ClipSet,
+    dev: dict[str, list[AskedClip]],
 ) -> TrainResult:
     data = config.data
-    clips = clip_set(config, captions=captions)
-    dev = {} if captions else _dev_questions(model, config)
     return train(
         task=model,
-        dataset=ClipSamples(
-            model, clips, questions=data.questions, choice=0 if captions else data.choice, on_error=data.on_error
-        ),
+        dataset=ClipSamples(model, clips, questions=data.questions, choice=data.choice, on_error=data.on_error),
         collate=model.collate,
         config=settings,
         run_dir=config.run_dir / name,
@@ -267,6 +268,7 @@ def train_video_qa(
     model = build_video_model(config)
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
     early, video = config.pretrain, config.video
+    clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
         settings = replace(
@@ -277,9 +279,9 @@ def train_video_qa(
             max_minutes=early.max_minutes,
             eval_every=0,
         )
-        _stage(config, model, settings, "pretrain", captions=True)
+        _stage(config, model, settings, "pretrain", clip_set(config, captions=True), {})
         _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
-    result = _stage(config, model, config.train, "answer", captions=False)
+    result = _stage(config, model, config.train, "answer", clips, dev)
     if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
         raise RuntimeError("frozen weights have changed; this is a defect of Graft")
     model.save_pretrained(config.run_dir / "adapter", recipe=asdict(config), metrics=result.metrics)
