@@ -12,10 +12,8 @@ from multimodal.config import parse
 from multimodal.errors import run_cli
 from multimodal.report import write_json, write_report
 from multimodal.train.logging import peak_memory_mb
-from vision.builtin_clips import BuiltinClips
-from vision.clip_language import KINDS
 from vision.video_report import video_cards, video_report
-from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, train_video_qa
+from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, held_out_clips, train_video_qa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +31,15 @@ def main() -> None:
     started = time.perf_counter()
     model, result = train_video_qa(config)
     seed, data = config.train.seed, config.data
-    clips = BuiltinClips(
-        folder=data.clip_folder or config.run_dir / "clips",
+    clips = held_out_clips(
+        data.clip_folder or config.run_dir / "clips",
         count=config.held_out,
         seed=seed + 2,
-        split="held_out",
+        kinds=data.kinds,
         size=data.clip_size,
         frames=data.clip_frames,
-        kinds=data.kinds or KINDS,
     )
-    asked = ask_both_ways(model, [clips[i] for i in range(len(clips))], choice=data.choice > 0)
+    asked = ask_both_ways(model, clips, choice=data.choice > 0)
     evaluations, metrics = evaluate_both_ways(model, asked, seed=seed)
     for evaluation in evaluations.values():
         print(evaluation)

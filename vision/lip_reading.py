@@ -90,9 +90,11 @@ class FrameWordTask(nn.Module):
         """Logits [N, V] of every frame; a clip is read by itself, whatever else is in the batch."""
         features = self.encoder(batch.tiles)
         x_NC = torch.stack([tokens.mean(0) for tokens in features.split()])
-        clips = self.proj(self.norm(x_NC)).split(batch.lengths)
+        clips = self.proj(self.norm(x_NC)).float().split(batch.lengths)
         packed = nn.utils.rnn.pack_sequence(list(clips), enforce_sorted=False)
-        context_BFC, lengths_B = nn.utils.rnn.pad_packed_sequence(self.context(packed)[0], batch_first=True)
+        with torch.autocast(x_NC.device.type, enabled=False):  # recurrent layers know no mixed precision on a CPU
+            context, _ = self.context(packed)
+        context_BFC, lengths_B = nn.utils.rnn.pad_packed_sequence(context, batch_first=True)
         return self.out(torch.cat([row[:length] for row, length in zip(context_BFC, lengths_B, strict=True)]))
 
     def loss(self, batch: LabelledBatch) -> tuple[Tensor, int]:

@@ -25,7 +25,7 @@ from multimodal.train.precision import resolve_device, resolve_precision
 from vision.builtin_clips import BuiltinClips
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
-from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip
+from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
@@ -159,9 +159,7 @@ def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False
     data = config.data
     source = config.pretrain.source if captions else data.source
     if source == CLIPS:
-        unknown = sorted(set(data.kinds) - set(KINDS))
-        if unknown:
-            raise UserError(f"--data.kinds: {unknown[0]!r}; expected some of {', '.join(KINDS)}")
+        _check_kinds(data.kinds)
         return BuiltinClips(
             folder=data.clip_folder or config.run_dir / "clips",
             count=data.dev_count if dev else data.clips,
@@ -173,18 +171,51 @@ def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False
             more=not dev,
             captions=captions,
         )
-    clips = read_clips(source, split=data.dev_split if dev else data.train_split)
-    if data.kinds and not captions:
-        clips = [_of_kinds(clip, data.kinds) for clip in clips]
-        clips = [clip for clip in clips if clip.questions]
-        if not clips:
-            raise UserError(f"{source}: no question of the kinds {', '.join(data.kinds)}")
+    split = data.dev_split if dev else data.train_split
+    clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
     return clips[: data.dev_count] if dev else clips
 
 
-def _of_kinds(clip: QuestionedClip, kinds: Sequence[str]) -> QuestionedClip:
-    questions: tuple[ClipQuestion, ...] = tuple(q for q in clip.questions if q.kind in kinds)
-    return replace(clip, questions=questions)
+def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:
+    """The clips of a source on disk with their questions of some kinds (none named: all).
+
+    Raises:
+        UserError: the source cannot be read, or has no such question.
+    """
+    clips = read_clips(source, split=split)
+    if kinds:
+        asked = (tuple(question for question in clip.questions if question.kind in kinds) for clip in clips)
+        clips = [replace(clip, questions=some) for clip, some in zip(clips, asked, strict=True) if some]
+        if not clips:
+            raise UserError(f"{source}: no question of the kinds {', '.join(kinds)}")
+    return clips
+
+
+def held_out_clips(
+    folder: Path, *, count: int, seed: int, kinds: Sequence[str] = (), size: int = 64, frames: int = 24
+) -> list[QuestionedClip]:
+    """Built-in clips with one question each, about an object that training never shows.
+
+    Raises:
+        UserError: an unknown kind of question.
+    """
+    _check_kinds(kinds)
+    clips = BuiltinClips(
+        folder=folder,
+        count=count,
+        seed=seed,
+        split="held_out",
+        size=size,
+        frames=frames,
+        kinds=tuple(kinds) or KINDS,
+    )
+    return [clips[i] for i in range(count)]
+
+
+def _check_kinds(kinds: Sequence[str]) -> None:
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise UserError(f"questions of the kind {unknown[0]!r}; expected some of {', '.join(KINDS)}")
 
 
 def ask_both_ways(

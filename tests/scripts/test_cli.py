@@ -16,7 +16,17 @@ from PIL import Image
 import scripts
 from multimodal.model import MultimodalModel
 from multimodal.train import loop
-from scripts import answer_video, caption, demo, demo_video, evaluate, train_captioning, train_video_qa
+from scripts import (
+    answer_video,
+    caption,
+    demo,
+    demo_video,
+    evaluate,
+    evaluate_video,
+    pretrain_lip_encoder,
+    train_captioning,
+    train_video_qa,
+)
 from tests.multimodal.test_pretrained import no_tokenizer
 from tests.scripts.conftest import Cli
 from tests.tiny_models import ENCODER, RATES, save_decoder
@@ -25,7 +35,17 @@ from vision.caption_pictures import caption_pictures
 ROOT = Path(scripts.__path__[0]).parent
 SCRIPTS: dict[str, Any] = {
     m.__name__.split(".")[1]: m
-    for m in (answer_video, caption, demo, demo_video, evaluate, train_captioning, train_video_qa)
+    for m in (
+        answer_video,
+        caption,
+        demo,
+        demo_video,
+        evaluate,
+        evaluate_video,
+        pretrain_lip_encoder,
+        train_captioning,
+        train_video_qa,
+    )
 }
 
 

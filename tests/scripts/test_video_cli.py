@@ -53,6 +53,8 @@ BAD: dict[str, tuple[str, str]] = {
         "empty",
         "no questions about clips",
     ),
+    "evaluate_video --adapter {images} --run-dir {tmp}/x": ("no video parts", "expected an adapter"),
+    "evaluate_video --adapter {adapter} --run-dir {tmp}/x --kinds colour": ("'colour'", "expected some of direction"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --video.frames 0": ("frames 0", "expected 1 or more"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --image {tmp}/empty": ("empty", "expected an adapter folder"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --cache-gb 0": ("0.0 GB", "more than 0"),
@@ -100,6 +102,15 @@ def test_training_writes_numbers_and_resumes(cli: Cli, tmp_path: Path, recipe: P
     again = cli("train_video_qa", *flags)
     assert again.status == 2 and "expected --resume" in again.err
     assert cli("train_video_qa", *flags, "--resume").status == 0
+
+
+def test_evaluation_writes_the_score_and_every_control(cli: Cli, tmp_path: Path, adapter: Path) -> None:
+    flags = ["--adapter", adapter, "--count", 4, "--cards", 1, "--choice", "--max-new-tokens", 4, "--device", "cpu"]
+    ended = cli("evaluate_video", *flags, "--run-dir", tmp_path / "e")
+    assert ended.status == 0, ended
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert {"accuracy", "accuracy_shuffled", "accuracy_reversed", "choice_accuracy"} <= metrics.keys()
+    assert metrics["questions"] == 4 and (tmp_path / "e" / "report.html").is_file()
 
 
 def test_the_demo_writes_every_number_and_a_page(cli: Cli, tmp_path: Path, recipe: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_clip_is_read_by_itself(grid: Path) -> None:
     short = replace(second, tiles=second.tiles[:3], labels=second.labels[:3])
     together = task(collate_frames([first, short]))
     alone = torch.cat([task(collate_frames([clip])) for clip in (first, short)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
     assert task.loss(collate_frames([first, short]))[1] == 9
 
 
