@@ -8,11 +8,14 @@ STAMP := $(VENV)/.installed
 DECODER := multimodal/builtin/decoder/model.safetensors
 IMAGE_ENCODER := multimodal/builtin/image_encoder/encoder.safetensors
 
-.PHONY: demo test lint lock clean decoder image-encoder flickr8k
+.PHONY: demo demo-video test lint lock clean decoder image-encoder flickr8k
 GRAFT_DATA ?= ../shared/data
 
 demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
 	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml $(ARGS)
+
+demo-video: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
+	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml $(ARGS)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)

@@ -6,7 +6,6 @@ beside it and reach it through the seam, and the rows of new special tokens live
 Legend: B batch, T positions, D decoder width, V vocabulary.
 """
 
-import hashlib
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multimodal.attention import trains_in_bf16_on_cpu
 from multimodal.errors import UserError
+from multimodal.hashing import weights_sha256
 from multimodal.loss import FrozenHead
 from multimodal.memory import CrossMemory, Inserted
 from multimodal.seam import KEYWORD, Probe, Seam
@@ -222,15 +222,7 @@ class FrozenDecoder(nn.Module):
 
     def sha256(self) -> str:
         """Hash over names, dtypes, shapes and bytes of the decoder's weights; tied weights count once."""
-        digest, done = hashlib.sha256(), set()
-        for name, tensor in sorted(self.lm.state_dict(keep_vars=True).items()):
-            if id(tensor) in done:
-                continue
-            done.add(id(tensor))
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            # Viewed as bytes because numpy knows no bfloat16.
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return weights_sha256(self.lm)
 
     def train(self, mode: bool = True) -> Self:
         """Training mode for the adapters; the decoder stays in eval mode."""

@@ -9,6 +9,7 @@ Legend: B batch, P prompt positions, T positions of one decoder call, S memory t
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Inserted = Mapping[int, Tensor]
@@ -55,6 +56,16 @@ class AdapterMemory:
             {layer: v.index_select(0, rows_R) for layer, v in self.values.items()},
             self.memory_group.index_select(0, rows_R),
             self.token_group.index_select(0, rows_R)[:, :length],
+        )
+
+    def or_else(self, other: "AdapterMemory") -> "AdapterMemory":
+        """This memory, and in rows that see nothing of it the other one, of the same adapter and batch."""
+        sees_B = (self.token_group > 0).any(1, keepdim=True)
+        return AdapterMemory(
+            {layer: torch.cat([k, other.keys[layer]], dim=2) for layer, k in self.keys.items()},
+            {layer: torch.cat([v, other.values[layer]], dim=2) for layer, v in self.values.items()},
+            torch.cat([self.memory_group.masked_fill(~sees_B, -1), other.memory_group.masked_fill(sees_B, -1)], dim=1),
+            torch.where(sees_B, self.token_group, other.token_group),
         )
 
     def expand(self, n: int) -> "AdapterMemory":

@@ -13,7 +13,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from pycocoevalcap.bleu.bleu import Bleu
@@ -84,6 +84,27 @@ def normalise_answer(text: str) -> str:
     return " ".join(text.lower().split()).removesuffix(".").rstrip()
 
 
+def is_right(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a prediction equals one of the answers after `normalise_answer`."""
+    return normalise_answer(prediction) in {normalise_answer(answer) for answer in answers}
+
+
+def word_f1(prediction: str, answers: Sequence[str]) -> float:
+    """A soft match, 0 to 1: F1 of the words that prediction and answer share (`caption_tokens`, without articles), for
+    the answer that fits best. As in SQuAD; unlike WUPS it needs no WordNet and gives no credit for related words."""
+    return max((_word_f1(_content_words(prediction), _content_words(answer)) for answer in answers), default=0.0)
+
+
+def _content_words(text: str) -> Counter[str]:
+    return Counter(word for word in caption_tokens(text) if word not in ("a", "an", "the"))
+
+
+def _word_f1(predicted: Counter[str], expected: Counter[str]) -> float:
+    if not predicted or not expected:
+        return float(predicted == expected)
+    return 2 * (predicted & expected).total() / (predicted.total() + expected.total())
+
+
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], *, minimum: int, metric: str) -> None:
     if len(predictions) != len(references):
         raise UserError(
@@ -106,12 +127,13 @@ def _coco_format(
 
 @dataclass(frozen=True)
 class Scores:
-    """One score beside its controls. Higher is better."""
+    """One score beside its controls, the two that all media have and those of a kind. Higher is better."""
 
     name: str
     score: float
     shuffled: float
     blank: float
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def over_shuffled(self) -> float:
@@ -124,11 +146,17 @@ class Scores:
         return _ratio(self.score, self.blank)
 
     def metrics(self) -> dict[str, float]:
-        """The three numbers under the names of `metrics.json`: `name`, `name_shuffled`, `name_blank`."""
-        return {self.name: self.score, f"{self.name}_shuffled": self.shuffled, f"{self.name}_blank": self.blank}
+        """All numbers under the names of `metrics.json`: `name`, `name_shuffled`, `name_blank` ..."""
+        return {self.name: self.score} | {f"{self.name}_{name}": value for name, value in self.controls.items()}
+
+    @property
+    def controls(self) -> dict[str, float]:
+        """Every control by name."""
+        return {"shuffled": self.shuffled, "blank": self.blank, **self.others}
 
     def __str__(self) -> str:
-        return f"{self.name} {self.score:.4f}  (media shuffled {self.shuffled:.4f}, media blank {self.blank:.4f})"
+        controls = ", ".join(f"media {name.replace('_', ' ')} {value:.4f}" for name, value in self.controls.items())
+        return f"{self.name} {self.score:.4f}  ({controls})"
 
 
 def _ratio(score: float, control: float) -> float:
@@ -142,13 +170,14 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Evaluation(Generic[S]):
-    """Everything that `with_controls` measured: scores by name, and the three sets of predictions, one per sample."""
+    """Everything that `with_controls` measured: scores by name, and the sets of predictions, one per sample each."""
 
     scores: dict[str, Scores]
     samples: Sequence[S]
     predictions: list[str]
     shuffled: list[str]
     blank: list[str]
+    others: Mapping[str, list[str]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """All numbers in one flat dict for `metrics.json`."""
@@ -165,6 +194,7 @@ def with_controls(
     rng: random.Random,
     *,
     media_of: Callable[[S], Hashable] | None = None,
+    others: Mapping[str, Callable[[Sequence[S]], list[str]]] | None = None,
 ) -> Evaluation[S]:
     """Predict and score `samples` with their own media, with shuffled media, and with blank media.
 
@@ -174,24 +204,38 @@ def with_controls(
         rng: decides the shuffle; the same seed gives the same one.
         media_of: what identifies a sample's media. Samples of equal media (several questions on one picture) are never
             given each other's. Default: all media differ.
+        others: further controls by name: what is said when the media are changed in that way.
 
     Raises: UserError if there are no samples or the media cannot be shuffled; ValueError if `predict_fn` loses samples.
     """
     groups: list[Any] | None = None if media_of is None else [media_of(sample) for sample in samples]
-    others = derangement(len(samples), rng, groups=groups)
+    swapped = derangement(len(samples), rng, groups=groups)
     own = list(range(len(samples)))
     results: list[tuple[list[str], Mapping[str, float]]] = []
-    for media_from in (own, others, [None] * len(samples)):
-        texts = list(predict_fn(samples, list(media_from)))
+
+    def measure(texts: list[str]) -> None:
         if len(texts) != len(samples):
             raise ValueError(f"predict_fn gave {len(texts)} texts for {len(samples)} samples")
         results.append((texts, score_fn(texts, samples)))
-    (predictions, scored), (shuffled, scored_shuffled), (blank, scored_blank) = results
+
+    for media_from in (own, swapped, [None] * len(samples)):
+        measure(list(predict_fn(samples, list(media_from))))
+    for predict in (others or {}).values():
+        measure(list(predict(samples)))
+    (predictions, scored), (shuffled, scored_shuffled), (blank, scored_blank), *rest = results
+    extra = dict(zip(others or {}, rest, strict=True))
     scores = {
-        name: Scores(name=name, score=value, shuffled=scored_shuffled[name], blank=scored_blank[name])
+        name: Scores(
+            name=name,
+            score=value,
+            shuffled=scored_shuffled[name],
+            blank=scored_blank[name],
+            others={control: found[name] for control, (_, found) in extra.items()},
+        )
         for name, value in scored.items()
     }
-    return Evaluation(scores=scores, samples=samples, predictions=predictions, shuffled=shuffled, blank=blank)
+    said = {control: texts for control, (texts, _) in extra.items()}
+    return Evaluation(scores, samples, predictions, shuffled, blank, said)
 
 
 def derangement(n: int, rng: random.Random, *, groups: Sequence[Hashable] | None = None) -> list[int]:

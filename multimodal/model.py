@@ -4,7 +4,8 @@ Legend: B rows, T tokens, D decoder width.
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.loss import frozen_head_loss
-from multimodal.memory import CrossMemory, Inserted, inserted_rows
+from multimodal.memory import AdapterMemory, CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
 from multimodal.tokenizer import AnyTokenizer
 
 # Where each modality lives. The only place that names them: `multimodal` imports none of them before it is asked to.
 MODALITIES = {
     "image": "vision.image_modality:ImageModality",
+    "video": "vision.video_modality:VideoModality",
     "audio": "speech.speech_modality:SpeechModality",
 }
 
@@ -77,12 +79,17 @@ class MultimodalModel(nn.Module):
         save_adapter(self, Path(folder), recipe=recipe or {}, metrics=metrics or {})
 
     def add(self, kind: str, config: Any) -> None:
-        """Graft a new modality with the given configuration.
+        """Graft a new modality with the given configuration; one that builds on another (clips on pictures) gets that.
 
         Raises:
-            UserError: the kind is unknown or there already.
+            UserError: the kind is unknown or there already, or what it builds on is not there.
         """
-        modality = modality_class(kind).create(config, self.decoder).to(self.device)
+        cls = modality_class(kind)
+        needed: tuple[str, ...] = getattr(cls, "builds_on", ())
+        missing = [name for name in needed if name not in self.modalities]
+        if missing:
+            raise UserError(f"modality {kind!r} builds on {missing[0]!r}, which the model has not; expected that first")
+        modality = cls.create(config, self.decoder, *(self.modalities[name] for name in needed)).to(self.device)
         if modality.joins == "cross-attention":
             self.decoder.attach(kind, modality.adapter)
         self.modalities[kind] = modality
@@ -150,11 +157,11 @@ class MultimodalModel(nn.Module):
 
     def memory(self, batch: Batch) -> CrossMemory | None:
         """Keys and values of all media that are read by cross-attention; None if there are none."""
-        found = {
-            kind: modality.memory(batch.media[kind])
-            for kind, modality in self._modalities_of(batch)
-            if modality.joins == "cross-attention"
-        }
+        found: dict[str, AdapterMemory] = {}
+        for kind, modality in self._modalities_of(batch):
+            if modality.joins == "cross-attention":
+                for name, memory in modality.memory(batch.media[kind]).items():
+                    found[name] = found[name].or_else(memory) if name in found else memory
         return CrossMemory(found) if found else None
 
     def inserted(self, batch: Batch) -> Inserted:
@@ -217,6 +224,14 @@ class MultimodalModel(nn.Module):
             **options,
         )
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def generate_all(self, samples: Iterable[Sample], *, batch_size: int, **options: Any) -> list[str]:
+        """Answers to any number of samples, in order; taken from the iterable no sooner than they are needed."""
+        texts: list[str] = []
+        waiting = iter(samples)
+        while part := list(islice(waiting, batch_size)):
+            texts += self.generate(part, **options)
+        return texts
 
     def chat(self, messages: Sequence[Message], **options: Any) -> str:
         """The model's answer to a conversation; options as in `generate`.

@@ -1,6 +1,7 @@
 """Where cross-attention goes in a decoder (Llama 3 paper, section 7.2 / spec A4.3)."""
 
 import math
+from collections.abc import Sequence
 
 from multimodal.errors import UserError
 
@@ -20,3 +21,15 @@ def cross_attention_layers(n_layers: int, n_cross: int) -> list[int]:
             f"{n_cross} cross-attention layers for a decoder of {n_layers} layers; expected 1 to {n_layers}"
         )
     return list(range(n_layers - 1, -1, -math.ceil(n_layers / n_cross)))[::-1]
+
+
+def every_nth(layers: Sequence[int], n: int) -> list[int]:
+    """Every n-th of some layers, counting back from the last: where the video layers stand among the image
+    cross-attention layers (spec A5.2). Of 8, every fourth gives the 4th and the 8th; of fewer than n, the last one.
+
+    Raises:
+        UserError: n is below 1.
+    """
+    if n < 1:
+        raise UserError(f"video layers before every {n} image cross-attention layers; expected 1 or more")
+    return list(layers)[::-1][::n][::-1]

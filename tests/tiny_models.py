@@ -21,7 +21,11 @@ from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.multimodal.tiny_tokenizers import builtin_tokenizer
+from vision.clip_writing import write_mp4
 from vision.image_modality import EncoderOptions, ImageConfig
+from vision.temporal_aggregator import TemporalAggregatorConfig
+from vision.video_adapter import VideoAdapterConfig
+from vision.video_modality import VideoConfig
 
 TILE = 16
 ENCODER: dict[str, Any] = {
@@ -33,6 +37,12 @@ ENCODER: dict[str, Any] = {
     "heads": 2,
 }
 CONFIG = ImageConfig(encoder=EncoderOptions(**ENCODER))
+VIDEO = VideoConfig(
+    adapter=VideoAdapterConfig(
+        every=2, aggregator=TemporalAggregatorConfig(group=4, latents=3, width=16, layers=1, heads=2)
+    ),
+    frames=6,
+)
 RATES = {"adapter": 1e-3, "gates": 1e-2, "encoder": 1e-3, "tokens": 1e-3}
 
 
@@ -80,15 +90,37 @@ def tiny_model(config: ImageConfig = CONFIG, *, opened: bool = True, name: str =
     return model.eval()
 
 
+def tiny_video_model(config: VideoConfig = VIDEO, *, opened: bool = True, name: str = "tiny") -> MultimodalModel:
+    """`tiny_model` with video parts, in eval mode; always the same. `opened`: of the video parts too."""
+    model = tiny_model(opened=opened, name=name)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        model.add("video", config)
+        if opened:
+            open_gates(model.modalities["video"])
+    return model.eval()
+
+
+def clip_file(path: Path, *, frames: int = 6, seed: int = 0, size: tuple[int, int] = (TILE, TILE)) -> Path:
+    """An MP4 video of noise."""
+    write_mp4([picture(*size, seed=100 * seed + i) for i in range(frames)], path, fps=8)
+    return path
+
+
 def picture(width: int = TILE, height: int = TILE, *, seed: int = 0) -> Image.Image:
     """Noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def ask(*parts: Any) -> list[Message]:
-    """One user message of texts and pictures."""
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    """One user message of texts, pictures, and clips (lists of pictures, or .mp4 files)."""
+    content = [{"type": "text", "text": p} if isinstance(p, str) else _medium(p) for p in parts]
     return [{"role": "user", "content": content}]
+
+
+def _medium(source: Any) -> dict[str, Any]:
+    kind = "video" if isinstance(source, list) or Path(str(source)).suffix == ".mp4" else "image"
+    return {"type": kind, kind: source}
 
 
 def train_config(**settings: Any) -> TrainConfig:

@@ -4,14 +4,13 @@
 and evaluation draw samples from.
 """
 
-import logging
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from multimodal.data.broken import BrokenMedia, OnError
 from multimodal.errors import UserError
 from vision.caption_hub import read_hub
 from vision.caption_manifest import manifest_rows
@@ -29,11 +28,7 @@ from vision.caption_tables import (
 from vision.picture import open_picture
 from vision.tiling import Augment, Tiles, Tiling
 
-log = logging.getLogger(__name__)
-
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".txt")
-WARN_BROKEN = 5
-"""So many broken pictures are named one by one; the rest are only counted."""
 
 
 def read_captions(
@@ -162,12 +157,12 @@ class CaptionImages:
         records: Sequence[CaptionRecord],
         tiling: Tiling,
         *,
-        on_error: Literal["skip", "fail"] = "skip",
+        on_error: OnError = "skip",
         augment: Augment | None = None,
         tidy: bool = True,
     ) -> None:
-        self.records, self.tiling, self.on_error, self.augment, self.tidy = records, tiling, on_error, augment, tidy
-        self.broken: set[str] = set()
+        self.records, self.tiling, self.augment, self.tidy = records, tiling, augment, tidy
+        self.broken = BrokenMedia("pictures", on_error=on_error)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -184,14 +179,7 @@ class CaptionImages:
         try:
             images = tuple(self._tiles(image, record.id, rng) for image in record.images)
         except UserError as error:
-            if self.on_error == "fail":
-                raise
-            if record.id not in self.broken:
-                self.broken.add(record.id)
-                if len(self.broken) <= WARN_BROKEN:
-                    log.warning("skipped: %s", error)
-                if len(self.broken) == WARN_BROKEN:
-                    log.warning("more broken pictures are counted but not named")
+            self.broken.note(record.id, error)
             return None
         return ImageTextSample(images, caption, captions, record.id, record.question)
 

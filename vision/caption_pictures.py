@@ -12,8 +12,9 @@ from multimodal.attention_weights import record_cross_attention
 from multimodal.batch import Sample, Turn
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
+from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
-from vision.captioning import CAPTION_PROMPT, Turns
+from vision.captioning import CAPTION_PROMPT
 from vision.encoder import ImageEncoder
 from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
 from vision.tiling import Tiles

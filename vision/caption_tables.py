@@ -194,7 +194,7 @@ def table_rows(path: Path, columns: Columns, splits: dict[str, str]) -> list[Row
     name, mark, number = first.split("\t")[0].rpartition("#")
     if delimiter == "\t" and mark and name and number.isdigit():
         return _token_rows(path, text, splits)
-    cells = _cells(text, delimiter)
+    cells = table_cells(text, delimiter)
     if not cells:
         raise UserError(f"{path}: empty; expected a table with the columns {columns.image} and {columns.caption}")
     header = [name.strip().lower() for name in cells[0][1]]
@@ -216,7 +216,7 @@ def table_rows(path: Path, columns: Columns, splits: dict[str, str]) -> list[Row
     return rows
 
 
-def _cells(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+def table_cells(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
     """(line number, cells) of the lines that are not blank."""
     if delimiter == ",":
         reader = csv.reader(io.StringIO(text), strict=True)

@@ -8,9 +8,9 @@ backwards, one that does not look cannot.
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from vision.clip_question import ClipQuestion
 from vision.clip_scenes import DIRECTIONS, ClipScene, Key, MovingObject, Way, reverse
 from vision.clip_stories import STORIES, sample_clip
 from vision.clip_ways import COUNTS, VERBS
@@ -23,22 +23,6 @@ CHOICES = 4
 """Options of a question at most."""
 
 _Asked = tuple[str, str, int]  # question, answer, number of the object that it is about
-
-
-@dataclass(frozen=True)
-class ClipQuestion:
-    """A question with what is right, and what else might be said."""
-
-    kind: str
-    question: str
-    answer: str
-    reversed_answer: str | None
-    """The right answer when the clip is played backwards, also where it is the same; None: the question makes no
-    sense then."""
-    options: tuple[str, ...]
-    """2 to 4 different answers in random order, with `answer` and `reversed_answer` among them."""
-    subject: int
-    """Number of the object that the question is about, or of the one that is its answer."""
 
 
 def clip_sample(index: int, *, seed: int, split: Split, kinds: Sequence[str] = KINDS) -> tuple[ClipScene, ClipQuestion]:
@@ -63,19 +47,6 @@ def questions_by_kind(scene: ClipScene) -> dict[str, list[ClipQuestion]]:
         then = {question: answer for question, answer, _ in ask(backwards)}
         found[kind] = [_with_options(scene, kind, one, then.get(one[0])) for one in ask(scene)]
     return {kind: asked for kind, asked in found.items() if asked}
-
-
-def multiple_choice(question: ClipQuestion) -> ClipQuestion:
-    """The same question with its options spelled out, "... (a) left (b) up", and letters for answers."""
-    letters = dict(zip(question.options, "abcdefgh", strict=False))
-    spelled = " ".join(f"({letter}) {option}" for option, letter in letters.items())
-    return replace(
-        question,
-        question=f"{question.question} {spelled}",
-        answer=letters[question.answer],
-        reversed_answer=None if question.reversed_answer is None else letters[question.reversed_answer],
-        options=tuple(letters.values()),
-    )
 
 
 def _with_options(scene: ClipScene, kind: str, asked: _Asked, backwards: str | None) -> ClipQuestion:

@@ -13,12 +13,12 @@ from torch import nn
 from multimodal.batch import MediaBatch
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
-from multimodal.layers import TanhGate
 from multimodal.memory import AdapterMemory
 from multimodal.pretrained import BUILTIN, builtin_folder
+from vision.cross_layers import DecoderSizes, decoder_sizes, gate_values, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
-from vision.image_adapter import DecoderSizes, ImageAdapter, ImageAdapterConfig
+from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 from vision.picture import PictureSource, open_picture
 from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
 
@@ -67,20 +67,6 @@ class ImageConfig:
         values = asdict(self)
         values["encoder"]["weights"] = None
         return values
-
-
-def decoder_sizes(decoder: FrozenDecoder) -> DecoderSizes:
-    """Sizes from the decoder's own configuration, whatever its family calls them."""
-    config = decoder.lm.config.get_text_config()
-    heads = config.num_attention_heads
-    return DecoderSizes(
-        width=decoder.dim,
-        layers=decoder.n_layers,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        ffn=config.intermediate_size,
-        eps=getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", 1e-5),
-    )
 
 
 class ImageModality(nn.Module):
@@ -160,30 +146,25 @@ class ImageModality(nn.Module):
     def collate(self, items: Sequence[Tiles]) -> TileBatch:
         return batch_tiles(items)
 
-    def memory(self, batch: MediaBatch) -> AdapterMemory:
-        """Keys and values of a batch of pictures. A frozen encoder runs without gradient."""
+    def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
+        """Keys and values of a batch of pictures, for the image layers. A frozen encoder runs without gradient."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
             features = self.encoder(batch.items)
-        return self.adapter.memory(features, batch)
+        return {self.kind: self.adapter.memory(features, batch)}
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""
-        gates = {f"{name}.weight" for name, module in self.adapter.named_modules() if isinstance(module, TanhGate)}
-        adapter = list(self.adapter.named_parameters())
+        gates, adapter = split_gates(self.adapter)
         return {
-            "adapter": [(f"adapter.{n}", p) for n, p in adapter if n not in gates],
-            "gates": [(f"adapter.{n}", p) for n, p in adapter if n in gates],
+            "adapter": [(f"adapter.{n}", p) for n, p in adapter],
+            "gates": [(f"adapter.{n}", p) for n, p in gates],
             "encoder": [(f"encoder.{n}", p) for n, p in self.encoder.named_parameters()],
         }
 
     def log_values(self) -> dict[str, float]:
         """tanh of each gate; growing gates with a flat loss mean that the learning rate is too high (spec A4.7.5)."""
-        return {
-            f"gate.{name}": torch.tanh(module.weight.detach()).item()
-            for name, module in self.adapter.named_modules()
-            if isinstance(module, TanhGate)
-        }
+        return {f"gate.{name}": value for name, value in gate_values(self.adapter).items()}
 
 
 def load_encoder(encoder: ImageEncoder, folder: Path) -> None:

@@ -83,15 +83,20 @@ class ResamplerLayer(nn.Module):
 
     def forward(self, z_MQD: Tensor, x_MSD: Tensor, mask_M11S: Tensor | None) -> Tensor:
         """Latents after reading the tokens. `mask_M11S`: True where a token may be seen; None: everywhere."""
-        latents_MQD = self.norm_latents(z_MQD)
-        seen_MTD = torch.cat([self.norm_tokens(x_MSD), latents_MQD], dim=1)
+        q_MHQK, k_MHTK, v_MHTK = self.project(z_MQD, x_MSD)
         if mask_M11S is not None:
             mask_M11S = F.pad(mask_M11S, (0, z_MQD.shape[1]), value=True)  # the latents are always there
-        q_MHQK = self.q(latents_MQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k_MHTK, v_MHTK = self.kv(seen_MTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         read_MHQK = attend(q_MHQK, k_MHTK, v_MHTK, mask=mask_M11S)
         z_MQD = z_MQD + self.out(read_MHQK.transpose(1, 2).flatten(2))
         return z_MQD + self.ffn(self.norm_ffn(z_MQD))
+
+    def project(self, z_MQD: Tensor, x_MSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the latents, keys and values of the tokens and, after them, of the latents."""
+        latents_MQD = self.norm_latents(z_MQD)
+        seen_MTD = torch.cat([self.norm_tokens(x_MSD), latents_MQD], dim=1)
+        q_MHQK = self.q(latents_MQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_MHTK, v_MHTK = self.kv(seen_MTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q_MHQK, k_MHTK, v_MHTK
 
 
 class TemporalAggregator(nn.Module):

@@ -61,3 +61,15 @@ def test_rows_are_picked_in_order_with_their_first_columns():
     assert torch.equal(image.keys[3], whole.keys[3].flip(0)) and torch.equal(image.values[3], whole.values[3].flip(0))
     assert torch.equal(image.memory_group, whole.memory_group.flip(0))
     assert torch.equal(image.token_group, whole.token_group.flip(0)[:, :4])
+
+
+def test_rows_that_see_nothing_take_the_other_memory() -> None:
+    def one(value: float, token_group: list[list[int]]) -> AdapterMemory:
+        full = torch.full((2, 1, 2, 3), value)
+        return AdapterMemory({0: full}, {0: full}, torch.ones(2, 2, dtype=torch.long), torch.tensor(token_group))
+
+    joined = one(1.0, [[0, 1], [0, 0]]).or_else(one(2.0, [[1, 1], [1, 1]]))
+    mask_BTS = joined.visible(torch.arange(2)).mask_BTS
+    assert mask_BTS[0].tolist() == [[False] * 4, [True, True, False, False]]
+    assert joined.keys[0][:, 0, :, 0].tolist() == [[1, 1, 2, 2]] * 2
+    assert mask_BTS[1].tolist() == [[False, False, True, True]] * 2

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal.errors import UserError
-from multimodal.metrics import Scores, bleu4, caption_tokens, cider_d, derangement, exact_match, with_controls
+from multimodal.metrics import (
+    Scores,
+    bleu4,
+    caption_tokens,
+    cider_d,
+    derangement,
+    exact_match,
+    is_right,
+    with_controls,
+    word_f1,
+)
 
 CAPTIONS = [
     ["a black dog runs through the deep snow", "the dog is running in snow"],
@@ -159,6 +169,12 @@ def test_controls_tell_a_model_that_looks_from_one_that_does_not() -> None:
     assert seen.metrics() == {"accuracy": 1.0, "accuracy_shuffled": 0.0, "accuracy_blank": 0.0}
     assert "shuffled 0.0000" in str(seen) and seen.scores["accuracy"].over_blank == math.inf
 
+    more = with_controls(
+        score, looks, colours, random.Random(0), media_of=lambda colour: colour, others={"dim": lambda _: ["red"] * 6}
+    )
+    assert more.metrics() == seen.metrics() | {"accuracy_dim": pytest.approx(1 / 3)}
+    assert more.others == {"dim": ["red"] * 6} and "media dim 0.3333" in str(more)
+
     blind = with_controls(score, guesses, colours, random.Random(0)).scores["accuracy"]
     assert blind.score == blind.shuffled == blind.blank == pytest.approx(1 / 3)
     assert blind.over_shuffled == blind.over_blank == 1.0
@@ -167,3 +183,9 @@ def test_controls_tell_a_model_that_looks_from_one_that_does_not() -> None:
 def test_predict_fn_may_not_lose_samples() -> None:
     with pytest.raises(ValueError, match="1 texts for 2"):
         with_controls(lambda p, s: {}, lambda s, m: ["x"], ["a", "b"], random.Random(0))
+
+
+def test_any_of_the_answers_is_right_and_words_in_common_count_softly() -> None:
+    assert is_right("A Dog.", ("cat", "a dog")) and not is_right("dogs", ("dog",)) and not is_right("x", ())
+    assert word_f1("the dog", ("a cat", "a dog")) == 1.0 and word_f1("a red dog", ("dog",)) == pytest.approx(2 / 3)
+    assert word_f1("", ("dog",)) == 0.0 and word_f1("cat", ()) == 0.0

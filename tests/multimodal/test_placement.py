@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multimodal.errors import UserError
-from multimodal.placement import cross_attention_layers
+from multimodal.placement import cross_attention_layers, every_nth
 
 
 def test_released_placements():
@@ -28,3 +28,11 @@ def test_evenly_spaced_back_from_the_last_layer(n_layers: int, data: st.DataObje
 def test_impossible_numbers_are_refused(n_cross: int):
     with pytest.raises(UserError, match="expected 1 to 4"):
         cross_attention_layers(4, n_cross)
+
+
+def test_every_nth_counts_back_from_the_last() -> None:
+    assert every_nth(cross_attention_layers(32, 8), 4) == [15, 31]
+    assert every_nth(cross_attention_layers(80, 20), 4) == [15, 31, 47, 63, 79]
+    assert every_nth([1, 3, 5], 4) == [5] and every_nth([1, 3, 5], 1) == [1, 3, 5] and every_nth([1, 3, 5], 2) == [1, 5]
+    with pytest.raises(UserError, match="every 0"):
+        every_nth([1], 0)

@@ -16,14 +16,37 @@ from PIL import Image
 import scripts
 from multimodal.model import MultimodalModel
 from multimodal.train import loop
-from scripts import caption, demo, evaluate, train_captioning
+from scripts import (
+    answer_video,
+    caption,
+    demo,
+    demo_video,
+    evaluate,
+    evaluate_video,
+    pretrain_lip_encoder,
+    train_captioning,
+    train_video_qa,
+)
 from tests.multimodal.test_pretrained import no_tokenizer
 from tests.scripts.conftest import Cli
 from tests.tiny_models import ENCODER, RATES, save_decoder
 from vision.caption_pictures import caption_pictures
 
 ROOT = Path(scripts.__path__[0]).parent
-SCRIPTS: dict[str, Any] = {m.__name__.split(".")[1]: m for m in (caption, demo, evaluate, train_captioning)}
+SCRIPTS: dict[str, Any] = {
+    m.__name__.split(".")[1]: m
+    for m in (
+        answer_video,
+        caption,
+        demo,
+        demo_video,
+        evaluate,
+        evaluate_video,
+        pretrain_lip_encoder,
+        train_captioning,
+        train_video_qa,
+    )
+}
 
 
 def new_process(*args: object) -> subprocess.CompletedProcess[str]:
@@ -225,7 +248,11 @@ def test_the_demo_writes_every_number(cli: Cli, recipe: Path, tmp_path: Path) ->
 
 
 CONFIGS = ROOT / "scripts" / "configs"
-RECIPES = sorted(p.name for p in CONFIGS.glob("*.yaml") if "adapter" in yaml.safe_load(p.read_text()))
+RECIPES = {
+    path.name: "train_video_qa" if "video" in settings else "train_captioning"
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    if {"adapter", "video"} & (settings := yaml.safe_load(path.read_text())).keys()
+} | {"demo.yaml": "demo", "demo_video.yaml": "demo_video"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -239,10 +266,11 @@ def test_shipped_recipes_are_understood(cli: Cli, name: str, monkeypatch: pytest
         raise Understood
 
     monkeypatch.setattr(train_captioning, "train_captioning", stop)
+    monkeypatch.setattr(train_video_qa, "train_video_qa", stop)
+    monkeypatch.setattr(demo_video, "train_video_qa", stop)
     monkeypatch.setattr(demo, "load_decoder", stop)
-    script = "demo" if name == "demo.yaml" else "train_captioning"
     with pytest.raises(Understood):
-        cli(script, "--config", CONFIGS / name, "--run-dir", tmp_path)
+        cli(RECIPES[name], "--config", CONFIGS / name, "--run-dir", tmp_path)
 
 
 # ---- kill and resume ----------------------------------------------------------------------------------------------

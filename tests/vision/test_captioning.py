@@ -15,14 +15,14 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.loss import IGNORE
 from multimodal.model import MultimodalModel
 from multimodal.tokenizer import train_tokenizer
-from tests.tiny_models import CONFIG, TILE, ask, decoder_for, picture, tiny_model
+from multimodal.turns import Turns
+from tests.tiny_models import CONFIG, TILE, decoder_for, picture, tiny_model
 from vision.caption_data import CaptionImages, read_captions
 from vision.captioning import (
     CAPTION_PROMPT,
     Asked,
     CaptionSamples,
     SceneSamples,
-    Turns,
     answer_all,
     ask_captions,
     ask_scenes,
@@ -48,13 +48,6 @@ def decoded(model: MultimodalModel, ids: Sequence[int]) -> str:
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------
-
-
-def test_a_turn_is_that_of_the_conversation(model: MultimodalModel) -> None:
-    turns = Turns(model)
-    for text, answer, pictures in (("Who?", "A fox.", 1), ("Who?", None, 2), ("Who?", "A dog.", 1), ("Where?", "", 0)):
-        expected = model.sample(ask(*[picture() for _ in range(pictures)], text), answer).turns[0]
-        assert turns(text, answer, pictures=pictures) == expected
 
 
 def test_captions_of_a_picture_become_turns_about_it(model: MultimodalModel, captions_folder: Path) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from vision.clip import read_clip
-from vision.clip_language import KINDS, REVERSIBLE, ClipQuestion, clip_sample, multiple_choice, questions_by_kind
+from vision.clip_language import KINDS, REVERSIBLE, clip_sample, questions_by_kind
+from vision.clip_question import ClipQuestion, multiple_choice
 from vision.clip_scenes import DIRECTIONS, HELD_OUT_MOTIONS, ClipScene, MovingObject, is_held_out, render_clip, reverse
 from vision.clip_writing import write_mp4
 from vision.scene_language import NUMBERS

@@ -7,8 +7,9 @@ import torch
 
 from multimodal.batch import MediaBatch
 from multimodal.errors import UserError
+from vision.cross_layers import DecoderSizes
 from vision.encoder import ImageFeatures
-from vision.image_adapter import DecoderSizes, ImageAdapter, ImageAdapterConfig
+from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 
 SIZES = DecoderSizes(width=32, layers=8, heads=4, kv_heads=2, ffn=48, eps=1e-5)
 WIDTH = 12

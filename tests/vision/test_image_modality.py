@@ -15,9 +15,10 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.tiny_models import CONFIG, ENCODER, TILE, picture, tiny_model
+from vision.cross_layers import decoder_sizes
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import ENCODER_FILE, EncoderOptions, ImageConfig, ImageModality, decoder_sizes
+from vision.image_modality import ENCODER_FILE, EncoderOptions, ImageConfig, ImageModality
 
 
 def modality(config: ImageConfig = CONFIG) -> ImageModality:

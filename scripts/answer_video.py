@@ -1,0 +1,61 @@
+"""Answer a question about clips, and pictures beside them, with a trained adapter.
+
+python -m scripts.answer_video clip.mp4 --question "which object moves first?" --adapter runs/demo-video/adapter
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from multimodal.config import parse
+from multimodal.errors import UserError, run_cli
+from multimodal.messages import Message
+from multimodal.model import MultimodalModel
+from vision.clip_captions import CLIP_PROMPT
+from vision.video_report import attention_strips
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Answer a question about clips."""
+
+    clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Videos, animations or folders of frames, in the order in which they are talked about."""
+    adapter: Path
+    """Adapter folder."""
+    question: str = CLIP_PROMPT
+    images: tuple[Path, ...] = ()
+    """Pictures that are shown before the clips."""
+    decoder: str | None = None
+    """Use this decoder in place of the one that the adapter names."""
+    force_decoder: bool = False
+    """Accept a decoder whose weights differ from those that the adapter was trained on."""
+    beams: int = 1
+    """Beam search width; 1 = greedy."""
+    max_new_tokens: int = 32
+    attention: Path | None = None
+    """Picture file for a film strip of the clips with the weight of each frame, word by word."""
+    device: str = "auto"
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    if not config.clips:
+        raise UserError("no clip given; expected videos, animations or folders of frames")
+    model = MultimodalModel.from_pretrained(
+        config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
+    )
+    shown = [{"type": "image", "image": image} for image in config.images]
+    shown += [{"type": "video", "video": clip} for clip in config.clips]
+    messages: list[Message] = [{"role": "user", "content": [*shown, {"type": "text", "text": config.question}]}]
+    answer = model.chat(messages, num_beams=config.beams, max_new_tokens=config.max_new_tokens)
+    print(answer)
+    if config.attention is not None and answer:
+        config.attention.parent.mkdir(parents=True, exist_ok=True)
+        attention_strips(model, messages, answer).save(config.attention)
+
+
+if __name__ == "__main__":
+    run_cli(main)

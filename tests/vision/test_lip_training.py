@@ -1,0 +1,99 @@
+"""Lip reading frame by frame: labels at their moments, clips that do not see each other, an encoder that is saved."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from multimodal.errors import UserError
+from tests.tiny_models import ENCODER, clip_file, train_config
+from vision.clip_layouts import read_clips
+from vision.clip_motion import neighbours_as_colours
+from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.image_modality import ENCODER_FILE, EncoderOptions
+from vision.lip_reading import WORDS, FrameWordTask, collate_frames, frame_labels, slot_accuracy
+from vision.lip_training import LipFrames, LipReadingConfig, pretrain_lip_encoder, read_word_times
+from vision.tiling import Tiling
+
+SENTENCES = {
+    "a": ("train", "bin blue at f three soon"),
+    "b": ("dev", "lay red by l six now"),
+    "c": ("dev", "set red in a two now"),
+}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Three clips of six frames, of which the last five are words."""
+    (tmp_path / "clips").mkdir()
+    transcripts, times = ["id\tsplit\ttext"], ["id\tword\tstart_s\tend_s"]
+    for number, (name, (split, text)) in enumerate(SENTENCES.items()):
+        clip_file(tmp_path / "clips" / f"{name}.mp4", frames=6, seed=number)
+        transcripts.append(f"{name}\t{split}\t{text}")
+        times += [f"{name}\t{word}\t{0.125 * (i + 1)}\t{0.125 * (i + 2)}" for i, word in enumerate(text.split())]
+    (tmp_path / "transcripts.tsv").write_text("\n".join(transcripts) + "\n")
+    (tmp_path / "word_times.tsv").write_text("\n".join(times) + "\n")
+    return tmp_path
+
+
+def lips(folder: Path, split: str = "dev") -> LipFrames:
+    spoken = read_word_times(folder / "word_times.tsv")
+    return LipFrames(read_clips(folder, split=split), spoken, Tiling(16, 1, True), frames=6, motion=True)
+
+
+def test_labels_are_what_is_spoken_at_the_moment(grid: Path) -> None:
+    spoken = [("bin", 0.5, 1.0), ("blue", 1.0, 1.2)]
+    assert [WORDS[i] for i in frame_labels((0.0, 0.5, 0.99, 1.0, 1.2), spoken)] == ["sil", "bin", "bin", "blue", "sil"]
+    sample = lips(grid, "train").sample(0, random.Random(0))
+    assert sample is not None and sample.words == tuple(SENTENCES["a"][1].split())
+    assert [WORDS[i] for i in sample.labels] == ["sil", *SENTENCES["a"][1].split()[:5]]
+
+
+def test_a_clip_is_read_by_itself(grid: Path) -> None:
+    torch.manual_seed(0)
+    task = FrameWordTask(ImageEncoder(ImageEncoderConfig(**ENCODER)), width=8).eval()
+    first, second = (lips(grid).sample(i, random.Random(0)) for i in range(2))
+    assert first is not None and second is not None
+    short = replace(second, tiles=second.tiles[:3], labels=second.labels[:3])
+    together = task(collate_frames([first, short]))
+    alone = torch.cat([task(collate_frames([clip])) for clip in (first, short)])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    assert task.loss(collate_frames([first, short]))[1] == 9
+
+
+def test_slots_are_decided_among_their_own_words(grid: Path) -> None:
+    samples = [lips(grid).sample(i, random.Random(0)) for i in range(2)]
+    batch = collate_frames([sample for sample in samples if sample is not None])
+    sure = torch.nn.functional.one_hot(batch.labels, len(WORDS)) * 20.0
+    found = slot_accuracy(sure, batch)
+    assert found["command"] == found["digit"] == [True, True] and set(found) >= {"colour", "adverb"}
+    assert slot_accuracy(-sure, batch)["command"] == [False, False]
+
+
+def test_an_encoder_is_trained_and_saved(grid: Path, tmp_path: Path) -> None:
+    config = LipReadingConfig(
+        run_dir=tmp_path / "run",
+        source=grid,
+        train=train_config(learning_rates={"encoder": 1e-3, "head": 1e-3}),
+        encoder=EncoderOptions(**ENCODER),
+        frames=6,
+        head_width=8,
+    )
+    result = pretrain_lip_encoder(config)
+    assert {"colour_accuracy", "letter_accuracy", "frame_accuracy"} <= result.metrics.keys()
+    ImageEncoder(ImageEncoderConfig(**ENCODER)).load_state_dict(load_file(tmp_path / "run" / "encoder" / ENCODER_FILE))
+
+
+def test_bad_times_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("id\tword\tstart_s\tend_s\na\tbin\t0\n")
+    with pytest.raises(UserError, match=r"t\.tsv, line 2: .*expected id, word of GRID, start and end"):
+        read_word_times(tmp_path / "t.tsv")
+
+
+def test_neighbours_are_the_colours() -> None:
+    frames = [Image.new("RGB", (4, 4), (value,) * 3) for value in (10, 20, 30)]
+    assert [p.getpixel((0, 0)) for p in neighbours_as_colours(frames)] == [(10, 10, 20), (10, 20, 30), (20, 30, 30)]

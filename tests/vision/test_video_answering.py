@@ -1,0 +1,87 @@
+"""Samples and scores of questions about clips: broken ones are skipped, controls are what they are called."""
+
+import random
+
+import pytest
+
+from multimodal.errors import UserError
+from multimodal.metrics import Evaluation
+from multimodal.model import MultimodalModel
+from tests.tiny_models import ask, clip_file, tiny_video_model
+from vision.clip_question import ClipQuestion, QuestionedClip
+from vision.video_answering import (
+    AskedClip,
+    ClipSamples,
+    answer_clips,
+    ask_clips,
+    evaluate_clips,
+    reversal_metrics,
+    score_answers,
+)
+
+LEFT = ClipQuestion("direction", "Which way?", "left", "right", ("right", "left"))
+COUNT = ClipQuestion("bounces", "How often?", "two", also_right=("2",))
+
+
+@pytest.fixture(scope="module")
+def model() -> MultimodalModel:
+    """Shared; not to be changed."""
+    return tiny_video_model()
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[QuestionedClip]:
+    """Two good clips and a broken one."""
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "bad.mp4").write_text("no")
+    paths = [clip_file(folder / "a.mp4"), clip_file(folder / "b.mp4", seed=1), folder / "bad.mp4"]
+    return [QuestionedClip(path, (LEFT, COUNT), path.stem) for path in paths]
+
+
+def test_a_sample_is_the_conversation(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
+    samples = ClipSamples(model, clips, questions=2)
+    found = samples.sample(0, random.Random(0))
+    assert found is not None and len(samples) == 3 and len(found.media["video"]) == 1
+    expected = [model.sample(ask(clips[0].clip, q.question), q.answer).turns[0] for q in (LEFT, COUNT)]
+    assert sorted(found.turns, key=str) == sorted(expected, key=str)
+    (chosen,) = (
+        ClipSamples(model, [QuestionedClip(clips[0].clip, (LEFT,), "a")], choice=1).sample(0, random.Random(0)).turns
+    )  # type: ignore[union-attr]
+    assert chosen == model.sample(ask(clips[0].clip, "Which way? (a) right (b) left"), "b").turns[0]
+
+
+def test_broken_clips_are_skipped_and_counted_or_end_the_run(
+    model: MultimodalModel, clips: list[QuestionedClip]
+) -> None:
+    samples = ClipSamples(model, clips)
+    assert [samples.sample(2, random.Random(i)) for i in range(3)] == [None] * 3 and samples.broken == {"bad"}
+    with pytest.raises(UserError, match=r"bad\.mp4"):
+        ClipSamples(model, clips, on_error="fail").sample(2, random.Random(0))
+    assert {one.name for one in ask_clips(model, clips)} == {"a", "b"}
+    assert [one.question.answer for one in ask_clips(model, clips, choice=True)] == ["b", "b"]
+
+
+def test_scores_count_every_right_answer(clips: list[QuestionedClip]) -> None:
+    asked = [AskedClip(clips[0].clip, "a", question) for question in (LEFT, COUNT, COUNT)]
+    scores = score_answers(["Left.", "2", "a two or three"], asked)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert (scores["accuracy_direction"], scores["accuracy_bounces"]) == (1.0, 0.5)
+    assert scores["soft_match"] == pytest.approx((1 + 1 + 0.5) / 3)
+    assert set(score_answers(["b"], asked[:1], name="choice_accuracy")) == {"choice_accuracy"}
+
+
+def test_reversed_answers_are_counted_both_ways(clips: list[QuestionedClip]) -> None:
+    asked = [AskedClip(clips[0].clip, "a", question) for question in (LEFT, LEFT, COUNT)]
+    said = Evaluation({}, asked, ["left"] * 3, [""] * 3, [""] * 3, {"reversed": ["right", "left", "two"]})
+    assert reversal_metrics(said) == {"accuracy_reversed_order_questions": 0.5, "accuracy_reversed_answers": 0.5}
+    said = Evaluation({}, asked[2:], ["left"], [""], [""], {"reversed": ["right"]})
+    assert reversal_metrics(said) == {}
+
+
+def test_every_control_shows_another_clip(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
+    asked = ask_clips(model, clips)
+    found = evaluate_clips(model, asked, max_new_tokens=4)
+    assert set(found.scores["accuracy"].controls) == {"shuffled", "blank", "middle_frame", "reversed"}
+    assert found.predictions == [model.chat(ask(one.clip, one.question.question), max_new_tokens=4) for one in asked]
+    swaps = [answer_clips(model, asked, to, batch_size=3, max_new_tokens=4) for to in ([2, 3, 0, 1], [3, 2, 1, 0])]
+    assert found.shuffled in swaps

@@ -1,0 +1,129 @@
+"""Both stages of video training on tiny sizes: what learns, what stays, what is saved, and resuming to the bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from multimodal.config import dump, parse
+from multimodal.errors import UserError
+from multimodal.hashing import weights_sha256
+from multimodal.model import MultimodalModel
+from tests.tiny_models import ENCODER, VIDEO, ask, clip_file, tiny_model, train_config
+from vision.image_modality import EncoderOptions
+from vision.video_training import ClipDataConfig, VideoPretrainConfig, VideoQAConfig, build_video_model, train_video_qa
+
+RATES = {
+    "aggregator": 1e-2,
+    "video": 1e-2,
+    "video_gates": 0.1,
+    "adapter": 0.0,
+    "gates": 0.0,
+    "encoder": 0.0,
+    "tokens": 0.0,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, decoder_folder: Path) -> VideoQAConfig:
+    """Two steps on four built-in clips, without a dev split."""
+    return VideoQAConfig(
+        run_dir=tmp_path / "run",
+        train=train_config(learning_rates=RATES),
+        decoder=str(decoder_folder),
+        encoder=EncoderOptions(**ENCODER),
+        video=VIDEO,
+        data=ClipDataConfig(clips=4, clip_size=16, clip_frames=8, dev_count=0, questions=2, clip_folder=tmp_path / "c"),
+    )
+
+
+def weights(run_dir: Path) -> bytes:
+    return (run_dir / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
+    full = replace(
+        config,
+        pretrain=VideoPretrainConfig(steps=3, frames=4, group=4, batch_size=4),
+        data=replace(config.data, dev_count=4, choice=0.5),
+    )
+    before = build_video_model(full)
+    lines: list[str] = []
+    model, result = train_video_qa(full, report=lines.append)
+    assert len(losses(config.run_dir / "pretrain")) == 3 and result.steps == 2
+    controls = ("", "_shuffled", "_blank", "_middle_frame", "_reversed")
+    assert {f"{name}{c}" for name in ("accuracy", "choice_accuracy") for c in controls} <= result.metrics.keys()
+    assert model.decoder.sha256() == before.decoder.sha256()
+    assert weights_sha256(model.modalities["image"]) == weights_sha256(before.modalities["image"])
+    pairs = zip(before.modalities["video"].parameters(), model.modalities["video"].parameters(), strict=True)
+    assert sum(not torch.equal(a, b) for a, b in pairs) > 10
+    assert "adapter saved" in lines[-1] and "feature cache" in lines[0]
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    clip = next((config.run_dir.parent / "c").glob("*.mp4"))
+    assert again.chat(ask(clip, "Who?"), max_new_tokens=8) == model.eval().chat(ask(clip, "Who?"), max_new_tokens=8)
+    assert again.modalities["video"].config.frames == VIDEO.frames  # type: ignore[union-attr]
+
+
+def test_a_cache_changes_no_loss_and_resuming_is_exact(config: VideoQAConfig, tmp_path: Path) -> None:
+    long = replace(config, train=replace(config.train, steps=6))
+    train_video_qa(long, report=lambda _: None)
+    uncached = replace(long, run_dir=tmp_path / "uncached", cache="off")
+    train_video_qa(uncached, report=lambda _: None)
+    assert losses(long.run_dir / "answer") == losses(uncached.run_dir / "answer")
+    assert weights(long.run_dir) == weights(uncached.run_dir)
+    assert not (tmp_path / "uncached" / "features").exists()
+
+    stopped = replace(long, run_dir=tmp_path / "stopped", train=replace(long.train, save_every=3))
+    train_video_qa(stopped, report=lambda _: None)
+    for folder in (tmp_path / "stopped" / "answer" / "checkpoints").glob("step-*6"):
+        folder.rename(tmp_path / "later")
+    log = tmp_path / "stopped" / "answer" / "log.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:3]))
+    train_video_qa(replace(stopped, resume=True), report=lambda _: None)
+    assert losses(tmp_path / "stopped" / "answer") == losses(long.run_dir / "answer")
+    assert weights(tmp_path / "stopped") == weights(long.run_dir)
+
+
+def test_it_builds_on_an_image_adapter(config: VideoQAConfig, adapter_folder: Path) -> None:
+    model = build_video_model(replace(config, image=adapter_folder))
+    assert weights_sha256(model.modalities["image"]) == weights_sha256(tiny_model().modalities["image"])
+    train_video_qa(replace(config, image=adapter_folder), report=lambda _: None)
+    with pytest.raises(UserError, match="adapter for image, video; expected one for images, without video"):
+        build_video_model(replace(config, image=config.run_dir / "adapter"))
+
+
+def test_broken_clips_are_skipped_and_reported(config: VideoQAConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for i in range(3):
+        clip_file(folder / f"{i}.mp4", seed=i)
+    (folder / "1.mp4").write_bytes((folder / "1.mp4").read_bytes()[:200])
+    rows = [f"{i}.mp4\tWho?\ta fox\tsubject" for i in range(3)]
+    (folder / "train.tsv").write_text("\n".join(["video\tquestion\tanswer\tkind", *rows]) + "\n")
+    own = replace(config, data=replace(config.data, source=str(folder)))
+    lines: list[str] = []
+    _, result = train_video_qa(own, report=lines.append)
+    assert result.skipped >= 1 and "broken clips were skipped" in lines[0]
+    with pytest.raises(UserError, match=r"1\.mp4"):
+        train_video_qa(replace(own, run_dir=tmp_path / "fails", data=replace(own.data, on_error="fail")))
+    with pytest.raises(UserError, match="no question of the kinds colour"):
+        train_video_qa(replace(own, run_dir=tmp_path / "x", data=replace(own.data, kinds=("colour",))))
+
+
+def test_what_cannot_be_meant_is_one_line(config: VideoQAConfig) -> None:
+    moving = replace(config.train, learning_rates={**RATES, "encoder": 1e-4})
+    with pytest.raises(UserError, match=r"encoder 0\.0001: expected 0; video training leaves the image parts"):
+        train_video_qa(replace(config, train=moving))
+    with pytest.raises(UserError, match="kind 'colour'; expected some of direction"):
+        train_video_qa(replace(config, data=replace(config.data, kinds=("colour",))))
+
+
+def test_a_written_configuration_is_read_back(config: VideoQAConfig, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(dump(config))
+    assert parse(VideoQAConfig, ["--config", str(tmp_path / "run.yaml")]) == config

@@ -1,0 +1,172 @@
+"""Pre-train an image encoder on filmed lips with a word label for each frame: the warm start of lip reading (GRID)."""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from multimodal.config import dump
+from multimodal.data.broken import BrokenMedia
+from multimodal.errors import UserError
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import TrainResult, train
+from vision.caption_tables import read_text, table_cells
+from vision.clip import read_clip
+from vision.clip_layouts import read_clips
+from vision.clip_motion import neighbours_as_colours
+from vision.clip_question import QuestionedClip
+from vision.contrastive_training import save_encoder
+from vision.encoder import ImageEncoder
+from vision.image_modality import EncoderOptions
+from vision.lip_reading import (
+    WORDS,
+    FrameWordTask,
+    LabelledBatch,
+    LabelledFrames,
+    collate_frames,
+    frame_labels,
+    slot_accuracy,
+)
+from vision.tiling import Augment, Tiling
+
+Spoken = dict[str, list[tuple[str, float, float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipReadingConfig:
+    """Pre-train an image encoder on filmed lips."""
+
+    run_dir: Path
+    """The encoder is saved in its `encoder` subfolder."""
+    train: TrainConfig
+    source: Path
+    """Folder in GRID's layout: transcripts.tsv, word_times.tsv, clips/."""
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    frames: int = 75
+    """Frames sampled of a clip; GRID's clips have 75."""
+    motion: bool = True
+    """Show each frame with its neighbours in time as its colours; `--video.motion` must say the same afterwards."""
+    head_width: int = 128
+    flip: bool = True
+    """Mirror half of the clips."""
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    """Random crops of this part of the area, the same for all frames of a clip."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+def read_word_times(path: Path) -> Spoken:
+    """Words with start and end in seconds, by clip, from `word_times.tsv` (id, word, start_s, end_s).
+
+    Raises:
+        UserError: no such file, or a line that is not of four cells with numbers.
+    """
+    spoken: Spoken = defaultdict(list)
+    for line, cells in table_cells(read_text(path), "\t")[1:]:
+        try:
+            name, word, start, end = (cell.strip() for cell in cells)
+            spoken[name].append((WORDS[WORDS.index(word)], float(start), float(end)))
+        except ValueError:
+            raise UserError(f"{path}, line {line}: found {cells}; expected id, word of GRID, start and end") from None
+    return spoken
+
+
+class LipFrames:
+    """Clips as frames with labels.
+
+    Args:
+        clips: from `read_clips`.
+        spoken: from `read_word_times`.
+        augment: for training; one draw for all frames of a clip.
+    """
+
+    def __init__(
+        self,
+        clips: list[QuestionedClip],
+        spoken: Spoken,
+        tiling: Tiling,
+        *,
+        frames: int,
+        motion: bool,
+        augment: Augment | None = None,
+    ) -> None:
+        self.clips, self.spoken, self.tiling, self.augment = clips, spoken, tiling, augment
+        self.frames, self.motion = frames, motion
+        self.broken = BrokenMedia("clips", on_error="skip")
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def sample(self, index: int, rng: random.Random) -> LabelledFrames | None:
+        asked = self.clips[index]
+        try:
+            clip = read_clip(asked.clip, count=self.frames)
+        except UserError as error:
+            self.broken.note(asked.name, error)
+            return None
+        pictures = list(clip.frames)
+        if self.augment is not None:
+            draw = rng.getrandbits(32)
+            pictures = [self.augment(picture, random.Random(draw)) for picture in pictures]
+        if self.motion:
+            pictures = neighbours_as_colours(pictures)
+        labels = frame_labels(clip.seconds, self.spoken.get(asked.name, ()))
+        words = tuple(question.answer for question in asked.questions[:-1])  # the last one asks for the sentence
+        return LabelledFrames(tuple(self.tiling.tile(picture) for picture in pictures), labels, words)
+
+
+@torch.no_grad()
+def measure_slots(task: FrameWordTask, data: LipFrames, *, batch_size: int = 8) -> dict[str, float]:
+    """Accuracy of each of the six words, and of the frames."""
+    device = task.out.weight.device
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(data), batch_size):
+        drawn = (data.sample(i, random.Random(i)) for i in range(start, min(start + batch_size, len(data))))
+        kept = [sample for sample in drawn if sample is not None]
+        if not kept:
+            continue
+        batch: LabelledBatch = collate_frames(kept).to(device)
+        logits_NV = task(batch)
+        right["frame"] += (logits_NV.argmax(-1) == batch.labels).tolist()
+        for slot, found in slot_accuracy(logits_NV, batch).items():
+            right[slot] += found
+    return {f"{name}_accuracy": sum(found) / len(found) for name, found in right.items()}
+
+
+def pretrain_lip_encoder(config: LipReadingConfig) -> TrainResult:
+    """Train, measure on the dev split, save the encoder; returns what the run did.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    torch.manual_seed(config.train.seed)
+    encoder = ImageEncoder(config.encoder)
+    task = FrameWordTask(encoder, width=config.head_width)
+    tiling = Tiling(encoder.tile_size, 1, True, encoder.pixel_mean, encoder.pixel_std)
+    spoken = read_word_times(config.source / "word_times.tsv")
+    augment = Augment(flip=config.flip, crop_scale=config.crop_scale)
+    data, dev = (
+        LipFrames(
+            read_clips(config.source, split=split),
+            spoken,
+            tiling,
+            frames=config.frames,
+            motion=config.motion,
+            augment=augmented,
+        )
+        for split, augmented in (("train", augment), ("dev", None))
+    )
+    result = train(
+        task=task,
+        dataset=data,
+        collate=collate_frames,
+        config=config.train,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        evaluate=lambda step: measure_slots(task, dev),
+        config_yaml=dump(config),
+    )
+    save_encoder(encoder, config.run_dir / "encoder")
+    return result

@@ -1,0 +1,173 @@
+"""What a video adapter is trained and judged on: questions about clips, open or with options, and captions of them."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multimodal.batch import Sample
+from multimodal.data.broken import BrokenMedia, OnError
+from multimodal.errors import UserError
+from multimodal.metrics import Evaluation, is_right, with_controls, word_f1
+from multimodal.model import MultimodalModel
+from multimodal.turns import Turns
+from vision.clip_frames import ClipFrames
+from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
+
+REVERSED, MIDDLE = "reversed", "middle_frame"
+TIME_KINDS = ("direction", "order")
+"""Kinds of question whose answers are other ones when the clip is played backwards."""
+
+
+class ClipSamples:
+    """Clips with questions as training samples: a clip is encoded once for several of its questions.
+
+    Args:
+        questions: turns of each clip and epoch, drawn from its questions; all of them if there are fewer.
+        choice: share of the questions with options that are asked as multiple choice.
+        on_error: a broken clip is skipped and counted, or ends the run.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        clips: ClipSet,
+        *,
+        questions: int = 1,
+        choice: float = 0.0,
+        on_error: OnError = "skip",
+    ) -> None:
+        self.clips, self.questions, self.choice = clips, questions, choice
+        self.turns = Turns(model, "video")
+        self.broken = BrokenMedia("clips", on_error=on_error)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def sample(self, index: int, rng: random.Random) -> Sample | None:
+        clip = self.clips[index]
+        asked = [
+            multiple_choice(question) if question.options and rng.random() < self.choice else question
+            for question in rng.sample(clip.questions, min(self.questions, len(clip.questions)))
+        ]
+        try:
+            frames = self.turns.model.modalities["video"].prepare(clip.clip)  # type: ignore[operator]
+        except UserError as error:
+            self.broken.note(clip.name, error)
+            return None
+        return Sample({"video": (frames,)}, tuple(self.turns(one.question, one.answer) for one in asked))
+
+
+@dataclass(frozen=True)
+class AskedClip:
+    """One thing to ask about one clip."""
+
+    clip: Path
+    name: str
+    question: ClipQuestion
+
+
+def ask_clips(model: MultimodalModel, clips: Sequence[QuestionedClip], *, choice: bool = False) -> list[AskedClip]:
+    """Every question about every clip that can be read, as multiple choice if so (then only those with options)."""
+    broken = BrokenMedia("clips", on_error="skip")
+    for clip in clips:
+        try:
+            model.modalities["video"].prepare(clip.clip)  # type: ignore[operator]
+        except UserError as error:
+            broken.note(clip.name, error)
+    pairs = [(clip, question) for clip, question in flatten(clips) if clip.name not in broken]
+    if choice:
+        pairs = [(clip, multiple_choice(question)) for clip, question in pairs if question.options]
+    return [AskedClip(clip.clip, clip.name, question) for clip, question in pairs]
+
+
+Change = Callable[[ClipFrames], ClipFrames]
+
+
+def answer_clips(
+    model: MultimodalModel,
+    asked: Sequence[AskedClip],
+    media_from: Sequence[int | None] | None = None,
+    *,
+    change: Change = lambda frames: frames,
+    batch_size: int,
+    **options: Any,
+) -> list[str]:
+    """What the model says, each sample shown the clip of sample `media_from[i]` (None: blank), changed as asked for."""
+    modality: Any = model.modalities["video"]
+    turns = Turns(model, "video")
+    shown = range(len(asked)) if media_from is None else media_from
+
+    def sample(one: AskedClip, source: int | None) -> Sample:
+        frames = modality.prepare((one if source is None else asked[source]).clip)
+        frames = modality.blank(frames) if source is None else change(frames)
+        return Sample({"video": (frames,)}, (turns(one.question.question, None),))
+
+    samples = (sample(one, source) for one, source in zip(asked, shown, strict=True))
+    return model.generate_all(samples, batch_size=batch_size, **options)
+
+
+def score_answers(texts: Sequence[str], asked: Sequence[AskedClip], *, name: str = "accuracy") -> Mapping[str, float]:
+    """Exact match, in all (`name`) and by kind where there are several, and the soft match (`word_f1`)."""
+    right = [is_right(text, one.question.right) for text, one in zip(texts, asked, strict=True)]
+    scores = {name: sum(right) / len(right)}
+    kinds = sorted({one.question.kind for one in asked})
+    if len(kinds) > 1:
+        for kind in kinds:
+            own = [good for good, one in zip(right, asked, strict=True) if one.question.kind == kind]
+            scores[f"{name}_{kind}"] = sum(own) / len(own)
+    if name == "accuracy":
+        soft = [word_f1(text, one.question.right) for text, one in zip(texts, asked, strict=True)]
+        scores["soft_match"] = sum(soft) / len(soft)
+    return scores
+
+
+def evaluate_clips(
+    model: MultimodalModel,
+    asked: Sequence[AskedClip],
+    *,
+    name: str = "accuracy",
+    seed: int = 0,
+    batch_size: int = 16,
+    **options: Any,
+) -> Evaluation[AskedClip]:
+    """Answers beside four controls: another clip, a blank one, one middle frame repeated, frames in reverse order."""
+    model.eval()
+
+    def answer(media_from: Sequence[int | None] | None = None, **change: Change) -> list[str]:
+        return answer_clips(model, asked, media_from, **change, batch_size=batch_size, **options)  # type: ignore[arg-type]
+
+    return with_controls(
+        lambda texts, samples: score_answers(texts, samples, name=name),
+        lambda _, media_from: answer(media_from),
+        asked,
+        random.Random(f"controls/{seed}"),
+        media_of=lambda one: one.name,
+        others={
+            MIDDLE: lambda _: answer(change=ClipFrames.middle_frame),
+            REVERSED: lambda _: answer(change=ClipFrames.reversed),
+        },
+    )
+
+
+def reversal_metrics(evaluation: Evaluation[AskedClip], *, name: str = "accuracy") -> dict[str, float]:
+    """Whether the order of the frames is what is answered, on the questions about direction and order.
+
+    Of clips played backwards: `..._reversed_order_questions` is the share that still gets the answer that is right
+    forwards, `..._reversed_answers` the share that gets the one that is right backwards. Empty without such questions.
+    """
+    said = evaluation.others[REVERSED]
+    pairs = [
+        (text, one.question)
+        for text, one in zip(said, evaluation.samples, strict=True)
+        if one.question.kind in TIME_KINDS and one.question.reversed_answer is not None
+    ]
+    if not pairs:
+        return {}
+    forwards = sum(is_right(text, question.right) for text, question in pairs)
+    backwards = sum(is_right(text, (str(question.reversed_answer),)) for text, question in pairs)
+    return {
+        f"{name}_reversed_order_questions": forwards / len(pairs),
+        f"{name}_reversed_answers": backwards / len(pairs),
+    }

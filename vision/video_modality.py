@@ -1,0 +1,233 @@
+"""Clips as a modality of `MultimodalModel`: sampling, the image modality's encoder, aggregator and video adapter.
+
+Llama 3 paper, section 7.3 / spec A5. A clip takes one token of the prompt. Its frames go through the encoder of the
+image modality, without gradient, a few at a time: what is kept of a clip is its features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from multimodal.batch import MediaBatch
+from multimodal.data.feature_cache import FeatureCache, cache_key
+from multimodal.decoder import FrozenDecoder
+from multimodal.errors import UserError
+from multimodal.hashing import weights_sha256
+from multimodal.memory import AdapterMemory
+from multimodal.train.precision import autocast, resolve_precision
+from vision.clip import ClipSource, read_clip
+from vision.clip_frames import ClipBatch, ClipFrames, join_features
+from vision.clip_motion import neighbours_as_colours
+from vision.cross_layers import decoder_sizes, gate_values, split_gates
+from vision.encoder import ImageFeatures
+from vision.image_modality import ImageModality
+from vision.temporal_aggregator import TemporalAggregatorConfig
+from vision.tiling import Tiling
+from vision.video_adapter import VideoAdapter, VideoAdapterConfig
+
+KEPT_DTYPE = torch.bfloat16
+"""Of frame features: rounded whether or not they are cached, so that a cache changes no loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """How clips reach the decoder."""
+
+    adapter: VideoAdapterConfig = field(default_factory=VideoAdapterConfig)
+    frames: int = 16
+    """Frames sampled of a clip; the paper: 16 in pre-training, 64 afterwards."""
+    max_tiles: int = 0
+    """Tiles of a frame at most; 0 = as for pictures."""
+    stretch: bool = False
+    """Fill the tiles and ignore the aspect ratio."""
+    motion: bool = False
+    """Show the encoder each sampled frame with its neighbours as its colours (`vision.clip_motion`)."""
+    to_image_layers: bool = False
+    """Let the image cross-attention layers read the merged frames too, in conversations without a picture."""
+    frames_at_once: int = 16
+    """Frames in the image encoder at once; fewer save memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "frames_at_once"):
+            if getattr(self, name) < 1:
+                raise UserError(f"video: {name} {getattr(self, name)}, expected 1 or more")
+        if self.max_tiles < 0:
+            raise UserError(f"video: max_tiles {self.max_tiles}, expected 0 or more")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "VideoConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: settings are missing, or there are others.
+        """
+        try:
+            adapter: dict[str, Any] = dict(values["adapter"])
+            adapter["aggregator"] = TemporalAggregatorConfig(**adapter["aggregator"])
+            others: dict[str, Any] = {name: value for name, value in values.items() if name != "adapter"}
+            return cls(adapter=VideoAdapterConfig(**adapter), **others)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"video settings of the adapter: {error}; expected what save_pretrained wrote") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `adapter_config.json`."""
+        return asdict(self)
+
+
+class VideoModality(nn.Module):
+    """Temporal aggregator and video cross-attention layers on top of an image modality, which is left as it is.
+
+    Args:
+        config: sizes, and how clips are sampled.
+        decoder: to graft on.
+        image: whose encoder sees the frames; it is not a part of this module.
+
+    Raises:
+        UserError: sizes that do not fit.
+    """
+
+    kind = "video"
+    joins = "cross-attention"
+    builds_on = ("image",)
+
+    def __init__(self, config: VideoConfig, decoder: FrozenDecoder, image: ImageModality) -> None:
+        super().__init__()
+        self.config = config
+        self._image = (image,)  # in a tuple: its parameters are its own
+        self.adapter = VideoAdapter(
+            config.adapter,
+            decoder=decoder_sizes(decoder),
+            feature_dim=image.encoder.feature_dim,
+            image_layers=[int(layer) for layer in image.adapter.layers],
+        )
+        self.cache: FeatureCache | None = None
+        self._cache_base = ""
+
+    @classmethod
+    def create(
+        cls, config: VideoConfig | Mapping[str, Any], decoder: FrozenDecoder, image: ImageModality
+    ) -> "VideoModality":
+        """For a decoder with an image modality, from a configuration or what `to_dict` made of one."""
+        return cls(config if isinstance(config, VideoConfig) else VideoConfig.from_dict(config), decoder, image)
+
+    @property
+    def image(self) -> ImageModality:
+        return self._image[0]
+
+    @property
+    def tiling(self) -> Tiling:
+        """How frames become tiles: as pictures do, but for this modality's own settings."""
+        tiling = self.image.tiling
+        most = self.config.max_tiles or tiling.max_tiles
+        return replace(tiling, max_tiles=min(most, tiling.max_tiles), stretch=self.config.stretch or tiling.stretch)
+
+    def resample(self, *, frames: int, group: int) -> None:
+        """Go on with other numbers of sampled and of merged frames (spec A5.3); no weight depends on them."""
+        aggregator = replace(self.adapter.config.aggregator, group=group)
+        adapter = replace(self.adapter.config, aggregator=aggregator)
+        self.config = replace(self.config, frames=frames, adapter=adapter)
+        self.adapter.config, self.adapter.aggregator.config = adapter, aggregator
+        self.use_cache(self.cache)
+
+    def use_cache(self, cache: FeatureCache | None) -> None:
+        """Keep frame features of clips that are files on disk, as long as the encoder and the sampling stay."""
+        self.cache = cache
+        precision = resolve_precision("auto", next(self.image.encoder.parameters()).device)
+        self._cache_base = cache_key(
+            weights_sha256(self.image.encoder), self.tiling, self.config.frames, self.config.motion, precision
+        )
+
+    def prepare(self, source: ClipSource) -> ClipFrames:
+        """A clip's sampled frames, as cached features if there are any, else as tiles.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        key = self._key(source)
+        if self.cache is not None and key and (found := self.cache.load(key)) is not None:
+            frames = found["tokens"].split(found["lengths"].tolist())
+            grids = tuple((rows, columns) for rows, columns in found["grids"].tolist())
+            return ClipFrames(grids, found["times"], frames, encoded=True)
+        clip = read_clip(source, count=self.config.frames)
+        pictures = neighbours_as_colours(clip.frames) if self.config.motion else clip.frames
+        tiling = self.tiling
+        return ClipFrames.from_tiles([tiling.tile(picture) for picture in pictures], clip.positions, key=key)
+
+    def _key(self, source: ClipSource) -> str:
+        """The weights, how frames are made and chosen, and the file as it is now; empty for what is no file."""
+        if self.cache is None or not isinstance(source, str | Path) or not Path(source).is_file():
+            return ""
+        path = Path(source).resolve()
+        stat = path.stat()
+        return cache_key(self._cache_base, path, stat.st_size, stat.st_mtime_ns)
+
+    def blank(self, item: ClipFrames) -> ClipFrames:
+        """As many frames with nothing on them, for the blank control."""
+        return item.blank(self.tiling.tile_size)
+
+    def span(self, item: ClipFrames, placeholder: int) -> list[int]:
+        """The tokens that a clip takes in the prompt: one, however long it is."""
+        return [placeholder]
+
+    def collate(self, items: Sequence[ClipFrames]) -> ClipBatch:
+        return ClipBatch(tuple(items))
+
+    @torch.no_grad()
+    def encode(self, clip: ClipFrames) -> ImageFeatures:
+        """Features of every frame of one clip, from the frozen encoder, which is in eval mode meanwhile.
+
+        Each clip for itself and in the device's own precision, so that features are the same to the bit in any batch,
+        in training and afterwards, from the cache or not.
+        """
+        if clip.encoded:
+            return clip.features()
+        encoder, device = self.image.encoder, clip.times.device
+        training, step = encoder.training, self.config.frames_at_once
+        encoder.eval()
+        try:
+            with autocast(device, resolve_precision("auto", device)):
+                starts = range(0, len(clip), step)
+                parts = [encoder(clip.tile_batch(start, start + step)) for start in starts]
+        finally:
+            encoder.train(training)
+        features = join_features(ImageFeatures(part.tokens.to(KEPT_DTYPE), part.lengths) for part in parts)
+        if self.cache is not None and clip.key:
+            self.cache.store(
+                clip.key,
+                {
+                    "tokens": features.tokens,
+                    "lengths": torch.tensor(features.lengths),
+                    "grids": torch.tensor(clip.grids),
+                    "times": clip.times,
+                },
+            )
+        return features
+
+    def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
+        """Keys and values of a batch of clips, for the video layers and, if the settings say so, the image layers."""
+        clips: ClipBatch = batch.items
+        features = join_features(self.encode(clip) for clip in clips.clips)
+        merged = self.adapter.merge(
+            features, frames=[len(clip) for clip in clips.clips], times=torch.cat([clip.times for clip in clips.clips])
+        )
+        found = {self.kind: self.adapter.layers.memory(merged.tokens, merged.lengths, batch)}
+        if self.config.to_image_layers:
+            found[self.image.kind] = self.image.adapter.layers.memory(merged.tokens, merged.lengths, batch)
+        return found
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainables, apart from those of the image modality: aggregator, layers, and their gates."""
+        gates, layers = split_gates(self.adapter.layers)
+        return {
+            "aggregator": [(f"adapter.aggregator.{n}", p) for n, p in self.adapter.aggregator.named_parameters()],
+            "video": [(f"adapter.layers.{n}", p) for n, p in layers],
+            "video_gates": [(f"adapter.layers.{n}", p) for n, p in gates],
+        }
+
+    def log_values(self) -> dict[str, float]:
+        """tanh of each gate."""
+        return {f"video_gate.{name}": value for name, value in gate_values(self.adapter.layers).items()}

@@ -1,0 +1,324 @@
+"""The two stages of video-adapter training on an image model: video-text pairs, then question answering.
+
+Llama 3 paper, section 7.3 / spec A5.3. Both train the aggregator and the video layers only; the image adapter, its
+encoder and the decoder stay as they are. The second stage starts from the weights of the first with a fresh optimizer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from multimodal.config import dump
+from multimodal.data.broken import OnError
+from multimodal.data.feature_cache import FeatureCache
+from multimodal.errors import UserError
+from multimodal.hashing import weights_sha256
+from multimodal.metrics import Evaluation
+from multimodal.model import MultimodalModel
+from multimodal.pretrained import BUILTIN, load_decoder
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import TrainResult, train
+from multimodal.train.precision import resolve_device, resolve_precision
+from vision.builtin_clips import BuiltinClips
+from vision.clip_language import KINDS
+from vision.clip_layouts import read_clips
+from vision.clip_question import ClipSet, QuestionedClip
+from vision.image_adapter import ImageAdapterConfig
+from vision.image_modality import EncoderOptions, ImageConfig
+from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
+from vision.video_modality import VideoConfig, VideoModality
+
+CLIPS = "clips"
+IMAGE_PARTS = ("adapter", "gates", "encoder", "tokens")
+"""Parts of the model that stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipDataConfig:
+    """Where clips with questions come from and how they are used."""
+
+    source: str = CLIPS
+    """"clips" (built in), a folder with clips and questions or a public set, a table, or a JSONL manifest."""
+    train_split: str = "train"
+    dev_split: str = "dev"
+    """Evaluated during training, with controls. Never the split that is reported."""
+    dev_count: int = 100
+    """Clips of the dev split that are used; 0 = none. Built-in clips have held-out combinations there."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of questions that are asked; none named: all."""
+    questions: int = 3
+    """Questions about a clip learnt in one step; the clip is encoded once for all of them."""
+    choice: float = 0.3
+    """Share of the questions with options that are asked as multiple choice, by option letter."""
+    on_error: OnError = "skip"
+    """A broken clip is skipped, counted and reported, or ends the run."""
+    clips: int = 4000
+    """Built-in clips in an epoch."""
+    clip_size: int = 64
+    """Their size in pixels."""
+    clip_frames: int = 24
+    """Their frames."""
+    clip_folder: Path | None = None
+    """Where their files are kept; by default in the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPretrainConfig:
+    """The first stage, captions of built-in clips or of the clips of `source`; 0 steps leave it out."""
+
+    steps: int = 0
+    source: str = CLIPS
+    """"clips" (built in), or clips with captions as in `data.source`."""
+    frames: int = 16
+    group: int = 16
+    """Frames that are merged into one in this stage."""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Peak rates; those not named are the second stage's."""
+    batch_size: int = 0
+    """0 = as afterwards."""
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQAConfig:
+    """Train a video adapter on an image model with a frozen decoder."""
+
+    run_dir: Path
+    """Folder for logs, checkpoints and the adapter."""
+    train: TrainConfig
+    """Of the second stage. The image parts (adapter, gates, encoder, tokens) have a rate of 0."""
+    image: Path | None = None
+    """Adapter folder with an image adapter to build on; it names the decoder. Without one, `encoder` with an image
+    adapter that knows nothing."""
+    decoder: str = BUILTIN
+    """"builtin", a folder, or a name of the hub."""
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
+    image_adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
+    stretch: bool = False
+    """Of pictures: fill the tiles and ignore the aspect ratio."""
+    video: VideoConfig = field(default_factory=VideoConfig)
+    data: ClipDataConfig = field(default_factory=ClipDataConfig)
+    pretrain: VideoPretrainConfig = field(default_factory=VideoPretrainConfig)
+    cache: Literal["auto", "off"] = "auto"
+    """Keep the frozen encoder's features on disk; off computes them anew each time, to the same losses."""
+    cache_dir: Path | None = None
+    """Where; by default in the run folder."""
+    cache_gb: float = 10.0
+    """At most so much, in 10^9 bytes."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+def build_video_model(config: VideoQAConfig) -> MultimodalModel:
+    """The image model with new video parts, on the device of the run.
+
+    Raises:
+        UserError: no image adapter in the folder, or it has video parts already.
+    """
+    device = resolve_device(config.train.device)
+    if config.image is not None:
+        model = MultimodalModel.from_pretrained(config.image, device=str(device))
+        if "image" not in model.modalities or "video" in model.modalities:
+            found = ", ".join(model.modalities)
+            raise UserError(f"{config.image}: an adapter for {found}; expected one for images, without video")
+        torch.manual_seed(config.train.seed)
+    else:
+        precision = resolve_precision(config.train.precision, device)
+        # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
+        dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+        decoder, tokenizer = load_decoder(config.decoder, dtype=dtype, device=device)
+        torch.manual_seed(config.train.seed)
+        model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
+        model.add("image", ImageConfig(encoder=config.encoder, adapter=config.image_adapter, stretch=config.stretch))
+    model.add("video", config.video)
+    if config.checkpointing:
+        model.decoder.enable_gradient_checkpointing()
+    if config.cache != "off":
+        cache = FeatureCache(config.cache_dir or config.run_dir / "features", max_gb=config.cache_gb)
+        _video(model).use_cache(cache)
+    return model
+
+
+def _video(model: MultimodalModel) -> VideoModality:
+    modality = model.modalities["video"]
+    assert isinstance(modality, VideoModality)
+    return modality
+
+
+def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False) -> ClipSet:
+    """The clips of one stage, or those that are evaluated in training.
+
+    Raises:
+        UserError: the source cannot be read, or has no question of the kinds asked for.
+    """
+    data = config.data
+    source = config.pretrain.source if captions else data.source
+    if source == CLIPS:
+        _check_kinds(data.kinds)
+        return BuiltinClips(
+            folder=data.clip_folder or config.run_dir / "clips",
+            count=data.dev_count if dev else data.clips,
+            seed=config.train.seed + dev,
+            split="held_out" if dev else "train",
+            size=data.clip_size,
+            frames=data.clip_frames,
+            kinds=data.kinds or KINDS,
+            more=not dev,
+            captions=captions,
+        )
+    split = data.dev_split if dev else data.train_split
+    clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
+    return clips[: data.dev_count] if dev else clips
+
+
+def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:
+    """The clips of a source on disk with their questions of some kinds (none named: all).
+
+    Raises:
+        UserError: the source cannot be read, or has no such question.
+    """
+    clips = read_clips(source, split=split)
+    if kinds:
+        asked = (tuple(question for question in clip.questions if question.kind in kinds) for clip in clips)
+        clips = [replace(clip, questions=some) for clip, some in zip(clips, asked, strict=True) if some]
+        if not clips:
+            raise UserError(f"{source}: no question of the kinds {', '.join(kinds)}")
+    return clips
+
+
+def held_out_clips(
+    folder: Path, *, count: int, seed: int, kinds: Sequence[str] = (), size: int = 64, frames: int = 24
+) -> list[QuestionedClip]:
+    """Built-in clips with one question each, about an object that training never shows.
+
+    Raises:
+        UserError: an unknown kind of question.
+    """
+    _check_kinds(kinds)
+    clips = BuiltinClips(
+        folder=folder,
+        count=count,
+        seed=seed,
+        split="held_out",
+        size=size,
+        frames=frames,
+        kinds=tuple(kinds) or KINDS,
+    )
+    return [clips[i] for i in range(count)]
+
+
+def _check_kinds(kinds: Sequence[str]) -> None:
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise UserError(f"questions of the kind {unknown[0]!r}; expected some of {', '.join(KINDS)}")
+
+
+def ask_both_ways(
+    model: MultimodalModel, clips: Sequence[QuestionedClip], *, choice: bool
+) -> dict[str, list[AskedClip]]:
+    """What is evaluated: open questions as "accuracy" and, if they are trained, options as "choice_accuracy"."""
+    asked = {"accuracy": ask_clips(model, clips)}
+    if choice and (offered := ask_clips(model, clips, choice=True)):
+        asked["choice_accuracy"] = offered
+    return asked
+
+
+def evaluate_both_ways(
+    model: MultimodalModel, asked: dict[str, list[AskedClip]], *, seed: int = 0, max_new_tokens: int = 12
+) -> tuple[dict[str, Evaluation[AskedClip]], dict[str, float]]:
+    """The evaluations by name, and all numbers for `metrics.json`."""
+    found = {
+        name: evaluate_clips(model, some, name=name, seed=seed, max_new_tokens=max_new_tokens)
+        for name, some in asked.items()
+    }
+    metrics: dict[str, float] = {}
+    for name, evaluation in found.items():
+        metrics |= evaluation.metrics() | reversal_metrics(evaluation, name=name)
+    return found, metrics
+
+
+def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, list[AskedClip]]:
+    """Those that are evaluated in training, empty if there are to be none."""
+    if not config.data.dev_count:
+        return {}
+    found = clip_set(config, dev=True)
+    asked = ask_both_ways(model, [found[i] for i in range(len(found))], choice=config.data.choice > 0)
+    if len({one.name for one in asked["accuracy"]}) < 2:
+        raise UserError(
+            f"{config.data.source}: fewer than two readable clips in split {config.data.dev_split} "
+            "(--data.dev-count 0 trains without)"
+        )
+    return asked
+
+
+def _stage(
+    config: VideoQAConfig,
+    model: MultimodalModel,
+    settings: TrainConfig,
+    name: str,
+    clips: ClipSet,
+    dev: dict[str, list[AskedClip]],
+) -> TrainResult:
+    data = config.data
+    return train(
+        task=model,
+        dataset=ClipSamples(model, clips, questions=data.questions, choice=data.choice, on_error=data.on_error),
+        collate=model.collate,
+        config=settings,
+        run_dir=config.run_dir / name,
+        resume=config.resume,
+        evaluate=(lambda step: evaluate_both_ways(model, dev, seed=settings.seed)[1]) if dev else None,
+        config_yaml=dump(config),
+    )
+
+
+def _check_rates(config: VideoQAConfig) -> None:
+    for rates in (config.train.learning_rates, config.pretrain.learning_rates):
+        moved = [part for part in IMAGE_PARTS if rates.get(part)]
+        if moved:
+            raise UserError(
+                f"--learning-rates has {moved[0]} {rates[moved[0]]}: expected 0; video training leaves the image "
+                "parts as they are"
+            )
+
+
+def train_video_qa(
+    config: VideoQAConfig, *, report: Callable[[str], None] = print
+) -> tuple[MultimodalModel, TrainResult]:
+    """Both stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    _check_rates(config)
+    model = build_video_model(config)
+    frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
+    early, video = config.pretrain, config.video
+    clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
+    if early.steps:
+        _video(model).resample(frames=early.frames, group=early.group)
+        settings = replace(
+            config.train,
+            steps=early.steps,
+            learning_rates=config.train.learning_rates | early.learning_rates,
+            batch_size=early.batch_size or config.train.batch_size,
+            max_minutes=early.max_minutes,
+            eval_every=0,
+        )
+        _stage(config, model, settings, "pretrain", clip_set(config, captions=True), {})
+        _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
+    result = _stage(config, model, config.train, "answer", clips, dev)
+    if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
+        raise RuntimeError("frozen weights have changed; this is a defect of Graft")
+    model.save_pretrained(config.run_dir / "adapter", recipe=asdict(config), metrics=result.metrics)
+    if result.skipped:
+        report(f"{result.skipped} samples with broken clips were skipped")
+    if (cache := _video(model).cache) is not None and not config.train.workers:  # workers count for themselves
+        report(f"feature cache: {cache.hits} clips read, {cache.misses} computed")
+    report(f"adapter saved in {config.run_dir / 'adapter'} ({result.steps} steps, {result.seconds:.0f} s)")
+    return model, result
