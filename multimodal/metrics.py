@@ -106,12 +106,13 @@ def _coco_format(
 
 @dataclass(frozen=True)
 class Scores:
-    """One score beside its controls. Higher is better."""
+    """One score beside its controls. `blank_name` is what the blank control is called: silence is blank sound."""
 
     name: str
     score: float
     shuffled: float
     blank: float
+    blank_name: str = "blank"
 
     @property
     def over_shuffled(self) -> float:
@@ -125,10 +126,15 @@ class Scores:
 
     def metrics(self) -> dict[str, float]:
         """The three numbers under the names of `metrics.json`: `name`, `name_shuffled`, `name_blank`."""
-        return {self.name: self.score, f"{self.name}_shuffled": self.shuffled, f"{self.name}_blank": self.blank}
+        return {
+            self.name: self.score,
+            f"{self.name}_shuffled": self.shuffled,
+            f"{self.name}_{self.blank_name}": self.blank,
+        }
 
     def __str__(self) -> str:
-        return f"{self.name} {self.score:.4f}  (media shuffled {self.shuffled:.4f}, media blank {self.blank:.4f})"
+        controls = f"media shuffled {self.shuffled:.4f}, media {self.blank_name} {self.blank:.4f}"
+        return f"{self.name} {self.score:.4f}  ({controls})"
 
 
 def _ratio(score: float, control: float) -> float:
@@ -165,6 +171,7 @@ def with_controls(
     rng: random.Random,
     *,
     media_of: Callable[[S], Hashable] | None = None,
+    blank_name: str = "blank",
 ) -> Evaluation[S]:
     """Predict and score `samples` with their own media, with shuffled media, and with blank media.
 
@@ -174,6 +181,7 @@ def with_controls(
         rng: decides the shuffle; the same seed gives the same one.
         media_of: what identifies a sample's media. Samples of equal media (several questions on one picture) are never
             given each other's. Default: all media differ.
+        blank_name: what the blank control is called.
 
     Raises: UserError if there are no samples or the media cannot be shuffled; ValueError if `predict_fn` loses samples.
     """
@@ -188,7 +196,9 @@ def with_controls(
         results.append((texts, score_fn(texts, samples)))
     (predictions, scored), (shuffled, scored_shuffled), (blank, scored_blank) = results
     scores = {
-        name: Scores(name=name, score=value, shuffled=scored_shuffled[name], blank=scored_blank[name])
+        name: Scores(
+            name=name, score=value, shuffled=scored_shuffled[name], blank=scored_blank[name], blank_name=blank_name
+        )
         for name, value in scored.items()
     }
     return Evaluation(scores=scores, samples=samples, predictions=predictions, shuffled=shuffled, blank=blank)

@@ -4,14 +4,14 @@
 and evaluation draw samples from.
 """
 
-import logging
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from multimodal.data.broken import BrokenSamples, OnError
+from multimodal.data.tables import split_names
 from multimodal.errors import UserError
 from vision.caption_hub import read_hub
 from vision.caption_manifest import manifest_rows
@@ -23,17 +23,12 @@ from vision.caption_tables import (
     Missing,
     assemble,
     flickr8k_splits,
-    split_names,
     table_rows,
 )
 from vision.picture import open_picture
 from vision.tiling import Augment, Tiles, Tiling
 
-log = logging.getLogger(__name__)
-
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".txt")
-WARN_BROKEN = 5
-"""So many broken pictures are named one by one; the rest are only counted."""
 
 
 def read_captions(
@@ -151,8 +146,7 @@ class CaptionImages:
     Args:
         records: from `read_captions`.
         tiling: how pictures become tiles.
-        on_error: a broken picture: "skip" gives None, names the first few in a warning and counts all in `broken`;
-            "fail" raises.
+        on_error: a broken picture gives None or raises; see `BrokenSamples`.
         augment: for training; None leaves pictures alone.
         tidy: apply `tidy_caption`.
     """
@@ -162,15 +156,20 @@ class CaptionImages:
         records: Sequence[CaptionRecord],
         tiling: Tiling,
         *,
-        on_error: Literal["skip", "fail"] = "skip",
+        on_error: OnError = "skip",
         augment: Augment | None = None,
         tidy: bool = True,
     ) -> None:
-        self.records, self.tiling, self.on_error, self.augment, self.tidy = records, tiling, on_error, augment, tidy
-        self.broken: set[str] = set()
+        self.records, self.tiling, self.augment, self.tidy = records, tiling, augment, tidy
+        self._broken = BrokenSamples(on_error=on_error, what="pictures")
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def broken(self) -> set[str]:
+        """Ids of the broken pictures found so far."""
+        return self._broken.ids
 
     def sample(self, index: int, rng: random.Random) -> ImageTextSample | None:
         """The sample of one record; `rng` draws its caption, then the augmentation.
@@ -181,17 +180,8 @@ class CaptionImages:
         record = self.records[index]
         captions = tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
         caption = rng.choice(captions)
-        try:
-            images = tuple(self._tiles(image, record.id, rng) for image in record.images)
-        except UserError as error:
-            if self.on_error == "fail":
-                raise
-            if record.id not in self.broken:
-                self.broken.add(record.id)
-                if len(self.broken) <= WARN_BROKEN:
-                    log.warning("skipped: %s", error)
-                if len(self.broken) == WARN_BROKEN:
-                    log.warning("more broken pictures are counted but not named")
+        images = self._broken.read(lambda: tuple(self._tiles(i, record.id, rng) for i in record.images), id=record.id)
+        if images is None:
             return None
         return ImageTextSample(images, caption, captions, record.id, record.question)
 

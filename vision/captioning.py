@@ -5,38 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multimodal.batch import Sample, Turn
-from multimodal.messages import Message, Prompt, encode_prompt
+from multimodal.batch import Sample
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
+from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
 from vision.scene_language import caption, object_f1, question_answer
 from vision.scenes import Scene, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
-
-
-class Turns:
-    """Makes turns about one or several pictures; encodes each prompt once, since most are the same."""
-
-    def __init__(self, model: MultimodalModel) -> None:
-        self.model = model
-        self._prompts: dict[tuple[str, int], Prompt] = {}
-
-    def __call__(self, text: str, answer: str | None, *, pictures: int = 1) -> Turn:
-        messages = self._messages(text, pictures)
-        key = (text, pictures)
-        if key not in self._prompts:
-            if len(self._prompts) > 10_000:
-                self._prompts.clear()
-            self._prompts[key] = encode_prompt(messages, self.model.vocabulary)
-        return self.model.turn(messages, self._prompts[key], answer)
-
-    @staticmethod
-    def _messages(text: str, pictures: int) -> list[Message]:
-        images = [{"type": "image", "image": None} for _ in range(pictures)]
-        return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
 class CaptionSamples:
@@ -62,7 +40,7 @@ class CaptionSamples:
             return None
         texts = rng.sample(found.captions, min(self.captions, len(found.captions)))
         question = found.question or self.prompt
-        turns = tuple(self.turns(question, text, pictures=len(found.images)) for text in texts)
+        turns = tuple(self.turns(question, text, media=len(found.images)) for text in texts)
         return Sample({"image": found.images}, turns)
 
 

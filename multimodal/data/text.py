@@ -68,8 +68,11 @@ def sentences(chunks: Sequence[str], *, words: tuple[int, int] = (4, 20)) -> lis
 
 
 def spoken_form(sentence: str) -> str:
-    """A sentence as speech recognition writes it: lower case, letters, digits and apostrophes alone."""
-    return " ".join(re.sub(r"[^a-z0-9' ]", " ", sentence.lower().replace("’", "'")).split())
+    """A sentence as speech recognition writes it: lower case, letters of any alphabet, digits and apostrophes alone.
+
+    Numbers stay as they are: merging "six two" into "62" would hide what was heard.
+    """
+    return " ".join(re.sub(r"[^\w' ]|_", " ", sentence.lower().replace("’", "'")).split())
 
 
 def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str | list[int]) -> Document:
