@@ -1,8 +1,8 @@
 """The Free Spoken Digit Dataset in its public layout, `recordings/{digit}_{speaker}_{take}.flac` (or wav), and digits
 in a row made of it.
 
-Official split: takes 0 to 4 are the test, the others train. "dev" is takes 5 to 7 and "fit" the rest of train, to choose
-settings by. With a speaker held out, train is all takes of the others, test all of that speaker's.
+Official split: takes 0 to 4 are the test, the others train. "dev" is takes 5 to 7 and "fit" the rest of train, to
+choose settings by. With a speaker held out, train is all takes of the others, test all of that speaker's.
 """
 
 import random
