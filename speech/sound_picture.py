@@ -18,7 +18,7 @@ _INK, _PAPER = (42, 92, 170), (250, 250, 252)
 
 
 def sound_picture(waveform_S: Tensor, log_mel: LogMel) -> Image.Image:
-    """Waveform (louder is taller, the loudest fills its height) above mel channels (low ones below, brighter louder)."""
+    """Waveform (the loudest moment fills its height) above mel channels (low ones below, brighter is louder)."""
     from matplotlib import colormaps
 
     lengths = torch.tensor([len(waveform_S)])

@@ -39,7 +39,7 @@ class SpeechDataConfig:
     test_split: str = ""
     """Evaluated once at the end; empty = none. Built-in sentences have a test of their own."""
     test_count: int = 0
-    """0 = all."""
+    """So many of them, chosen by the seed; 0 = all."""
     columns: SpeechColumns = field(default_factory=SpeechColumns)
     language: str = "English"
     """Of texts that do not say theirs."""
@@ -173,7 +173,8 @@ def evaluation_sets(
     }
     if is_fsdd(Path(data.source).expanduser()):
         sets["connected"] = connected_digits(found, count=count or TEST_COUNT, seed=seed + 2, digits=data.digits)
-    return {name: utterances[: count or None] for name, utterances in sets.items() if utterances}
+    rng = random.Random(f"test/{seed}")
+    return {name: rng.sample(some, min(count or len(some), len(some))) for name, some in sets.items() if some}
 
 
 def batches_by_seconds(seconds: Sequence[float], data: SpeechDataConfig, train: TrainConfig) -> Order | None:

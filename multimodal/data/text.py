@@ -7,6 +7,7 @@ the forms in which a speech adapter will hand words over: every token held for s
 import lzma
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def spoken_form(sentence: str) -> str:
 
     Numbers stay as they are: merging "six two" into "62" would hide what was heard.
     """
-    return " ".join(re.sub(r"[^\w' ]|_", " ", sentence.lower().replace("’", "'")).split())
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", sentence).lower())
+    return " ".join(re.sub(r"[^\w' ]|_", " ", plain.replace("’", "'")).split())
 
 
 def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str | list[int]) -> Document:

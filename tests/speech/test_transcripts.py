@@ -84,7 +84,7 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path) -> None:
     cases = {
         folder / "none": "expected a transcript table",
         folder / "clips" / "a.wav": "not a table",
-        folder: "no transcripts found",
+        folder / "clips": "no transcripts found",
         table(folder / "x.tsv", "sound\ttext", "a\tone"): "no column 'audio'",
     }
     for source, message in cases.items():
