@@ -1,4 +1,4 @@
-"""Speech recognition on a tiny frozen decoder: it learns what tones are called, its controls fail, and it can be saved,
+"""Speech recognition on a frozen decoder: it learns what tones are called, its controls fail, and it can be saved,
 loaded and stopped.
 """
 
@@ -43,11 +43,12 @@ def config(folder: Path, decoder: Path, run_dir: Path, **train: Any) -> AsrConfi
 
 @pytest.fixture(scope="module")
 def trained(
-    folder: Path, decoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[AsrConfig, MultimodalModel, dict[str, float]]:
     run_dir = tmp_path_factory.mktemp("asr")
-    stages = {"ctc": StageConfig(steps=20), "adapter_only": StageConfig(steps=5)}
-    settings = replace(config(folder, decoder_folder, run_dir), **stages)
+    # The built-in decoder has learnt to repeat; a random one would take far longer to be led.
+    settings = config(folder, Path("builtin"), run_dir, steps=25)
+    settings = replace(settings, ctc=StageConfig(steps=40), adapter_only=StageConfig(steps=5))
     model, result = train_asr(settings, report=lambda _: None)
     return settings, model, result.metrics()
 
@@ -60,7 +61,7 @@ def test_single_digits_are_recognised_and_the_controls_fail(trained: Any) -> Non
 
 
 def test_the_decoder_stays_itself_and_a_saved_adapter_says_the_same(trained: Any) -> None:
-    settings, model, metrics = trained
+    settings, model, _ = trained
     loaded = MultimodalModel.from_pretrained(settings.run_dir / "adapter", device="cpu")
     assert loaded.decoder.sha256() == model.decoder.sha256()
     spoken = read_spoken(loaded, evaluation_sets(settings.data, seed=settings.train.seed)[""])
@@ -68,7 +69,8 @@ def test_the_decoder_stays_itself_and_a_saved_adapter_says_the_same(trained: Any
     known = evaluate_speech(model, spoken, max_new_tokens=8, num_beams=1)
     assert again.evaluation.predictions == known.evaluation.predictions
     assert again.evaluation.metrics() == known.evaluation.metrics()
-    assert len(evaluate_speech(loaded, spoken[:4], max_new_tokens=8, num_beams=2).evaluation.predictions) == 4
+    searched = evaluate_speech(loaded, spoken, max_new_tokens=8, num_beams=2)
+    assert searched.evaluation.scores["wer"].score <= 0.2
 
 
 def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, decoder_folder: Path, tmp_path: Path) -> None:

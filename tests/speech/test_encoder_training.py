@@ -1,4 +1,4 @@
-"""Encoders before any decoder: CTC learns what tones are called, BEST-RQ runs on sound alone, both go on after a stop."""
+"""Encoders before any decoder: CTC learns what tones are called, BEST-RQ needs sound alone, both go on after a stop."""
 
 import json
 from dataclasses import replace
