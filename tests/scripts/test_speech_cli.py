@@ -126,7 +126,7 @@ BAD = {
     "transcribe {tmp}/notes.wav --adapter {tmp}": "expected an adapter folder",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.source {tmp}/none": "expected a transcript table",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.temperature 0": "temperature",
-    "train_asr --config {recipe} --run-dir {tmp}/x --encoder-weights {tmp}": "pretrain_speech_encoder",
+    "train_asr --config {recipe} --run-dir {tmp}/x --data.sentences 4 --encoder-weights {tmp}": "speech_encoder",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone.csv": "no sound",
     "pretrain_speech_encoder --config {recipe} --run-dir {tmp}/x": "unknown setting",
 }
