@@ -188,3 +188,15 @@ def evaluate_speech(
         _score, predict, spoken, rng, media_of=lambda one: spoken_form(one.utterance.text), blank_name="silence"
     )
     return SpeechScores(found, factors[0])
+
+
+def evaluate_sets(
+    model: MultimodalModel, sets: Mapping[str, Sequence[Utterance]], **options: Any
+) -> dict[str, SpeechScores]:
+    """The scores of each set by its name; options as in `evaluate_speech`, which it raises as."""
+    return {name: evaluate_speech(model, read_spoken(model, found), **options) for name, found in sets.items()}
+
+
+def all_metrics(scores: Mapping[str, SpeechScores]) -> dict[str, float]:
+    """All numbers of several sets for `metrics.json`."""
+    return {key: value for name, found in scores.items() for key, value in found.metrics(name).items()}

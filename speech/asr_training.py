@@ -14,7 +14,7 @@ from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
-from speech.asr import SpeechSamples, SpeechScores, evaluate_speech, read_spoken, speech_of
+from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
 from speech.conformer import ConformerConfig
 from speech.encoder_folder import load_encoder, read_encoder_config
 from speech.encoder_training import fit_statistics, train_ctc
@@ -70,7 +70,7 @@ class AsrResult:
 
     def metrics(self) -> dict[str, float]:
         """All numbers for `metrics.json`."""
-        return {key: value for name, scores in self.scores.items() for key, value in scores.metrics(name).items()}
+        return all_metrics(self.scores)
 
 
 def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> MultimodalModel:
@@ -146,19 +146,6 @@ def _stage(
     )
 
 
-def final_scores(
-    config: AsrConfig, model: MultimodalModel, *, writers: Sequence[Writer] = WRITERS
-) -> dict[str, SpeechScores]:
-    """The scores of every set that the run is judged by.
-
-    Raises:
-        UserError: a set cannot be read.
-    """
-    sets = evaluation_sets(config.data, seed=config.train.seed, writers=writers)
-    options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens, "seed": config.train.seed}
-    return {name: evaluate_speech(model, read_spoken(model, found), **options) for name, found in sets.items()}
-
-
 def train_asr(
     config: AsrConfig, *, writers: Sequence[Writer] = WRITERS, report: Callable[[str], None] = print
 ) -> tuple[MultimodalModel, AsrResult]:
@@ -183,7 +170,9 @@ def train_asr(
     trained = _stage(config, model, config.train, "joint", utterances, dev)
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
-    result = AsrResult(trained, final_scores(config, model.eval(), writers=writers))
+    sets = evaluation_sets(data, seed=seed, writers=writers)
+    options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
+    result = AsrResult(trained, evaluate_sets(model, sets, seed=seed, **options))
     recipe: Mapping[str, Any] = asdict(config)
     model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=trained.metrics | result.metrics())
     if trained.skipped:

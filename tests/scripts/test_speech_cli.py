@@ -11,7 +11,7 @@ import yaml
 import scripts
 from multimodal.config import parse
 from multimodal.model import MultimodalModel
-from scripts import demo_asr, pretrain_speech_encoder, train_asr, transcribe
+from scripts import demo_asr, evaluate_asr, pretrain_speech_encoder, train_asr, transcribe
 from scripts.spoken_texts import ALL_WRITERS, scene_caption
 from speech.asr_training import AsrConfig
 from speech.encoder_training import SpeechEncoderConfig
@@ -20,7 +20,7 @@ from tests.speech.made_speech import save, save_digits, tone
 from tests.speech.test_speech_modality import CONFIG
 
 SCRIPTS: dict[str, Any] = {
-    m.__name__.split(".")[1]: m for m in (demo_asr, pretrain_speech_encoder, train_asr, transcribe)
+    m.__name__.split(".")[1]: m for m in (demo_asr, evaluate_asr, pretrain_speech_encoder, train_asr, transcribe)
 }
 RECIPES = {
     "demo_asr": demo_asr.Config,
@@ -102,6 +102,13 @@ def test_encoder_then_adapter_then_transcripts(cli: Cli, recipe: Path, tmp_path:
     assert "connected_wer_silence" in json.loads((tmp_path / "a" / "metrics.json").read_text())
     again = cli("train_asr", "--config", recipe, *set_, *trained)
     assert again.status == 2 and "expected --resume" in again.err
+    judged = ("evaluate_asr", "--adapter", tmp_path / "a" / "adapter", "--max-new-tokens", 3, *set_)
+    ended = cli(*judged, "--run-dir", tmp_path / "t")
+    assert ended.status == 0 and (tmp_path / "t" / "report.html").is_file(), ended.err
+    trained_scores, scores = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("a", "t"))
+    for name in ("wer", "connected_wer", "wer_shuffled"):
+        assert scores[name] == pytest.approx(trained_scores[name])
+    assert len((tmp_path / "t" / "transcripts.jsonl").read_text().splitlines()) == 16
     said = cli("transcribe", digits, "--adapter", tmp_path / "a" / "adapter", "--max-new-tokens", 3)
     assert said.status == 0 and len(said.out.splitlines()) == 40
 
@@ -129,6 +136,7 @@ BAD = {
     "train_asr --config {recipe} --run-dir {tmp}/x --data.sentences 4 --encoder-weights {tmp}": "speech_encoder",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone.csv": "no sound",
     "pretrain_speech_encoder --config {recipe} --run-dir {tmp}/x": "unknown setting",
+    "evaluate_asr --adapter {adapter} --run-dir {tmp}/x --data.source {tmp}/gone.csv": "nothing to evaluate",
 }
 
 
