@@ -160,7 +160,7 @@ class CaptionImages:
         augment: Augment | None = None,
         tidy: bool = True,
     ) -> None:
-        self.records, self.tiling, self.augment, self.tidy = records, tiling, augment, tidy
+        self.records, self.tiling, self.on_error, self.augment, self.tidy = records, tiling, on_error, augment, tidy
         self._broken = BrokenSamples(on_error=on_error, what="pictures")
 
     def __len__(self) -> int:
