@@ -8,11 +8,15 @@ STAMP := $(VENV)/.installed
 DECODER := multimodal/builtin/decoder/model.safetensors
 IMAGE_ENCODER := multimodal/builtin/image_encoder/encoder.safetensors
 
-.PHONY: demo demo-video test lint lock clean decoder image-encoder flickr8k
+.PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder flickr8k
 GRAFT_DATA ?= ../shared/data
 
 demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
 	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml $(ARGS)
+
+# Built-in sentences need eSpeak NG, which is GPL: an extra that only the data generator calls.
+demo-asr: $(STAMP) $(DECODER)
+	$(RUN) -m scripts.demo_asr --config scripts/configs/demo_asr.yaml $(ARGS)
 
 demo-video: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
 	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml $(ARGS)

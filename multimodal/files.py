@@ -1,5 +1,7 @@
-"""Opening what a user named: a regular file, or a `UserError` that says what stands there instead."""
+"""Finding and opening what a user named: regular files, or a `UserError` that says what stands there instead."""
 
+from collections.abc import Collection, Sequence
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -36,3 +38,26 @@ def open_container(file: BinaryIO) -> "InputContainer":
     import av
 
     return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+
+
+def find_files(paths: Sequence[str], suffixes: Collection[str], *, what: str) -> list[Path]:
+    """Files named by paths, folders (all files below with one of `suffixes`) and globs, in order, none twice.
+
+    Raises:
+        UserError: no path, one that matches nothing, or a folder without such a file; `what` is what files hold.
+    """
+    if not paths:
+        raise UserError(f"no {what} given; expected {what} files, folders or globs")
+    found: dict[Path, None] = {}
+    for text in paths:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        elif path.exists():
+            files = [path]
+        else:
+            files = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
+        if not files:
+            raise UserError(f"{text}: no {what} found; expected a {what} file, a folder with {what}s, or a glob")
+        found.update(dict.fromkeys(files))
+    return list(found)

@@ -127,13 +127,16 @@ def _coco_format(
 
 @dataclass(frozen=True)
 class Scores:
-    """One score beside its controls, the two that all media have and those of a kind. Higher is better."""
+    """One score beside its controls, the two that all media have and those of a kind. Higher is better unless the score
+    is an error rate. `blank_name` is what the blank control is called: silence is blank sound.
+    """
 
     name: str
     score: float
     shuffled: float
     blank: float
     others: Mapping[str, float] = field(default_factory=dict)
+    blank_name: str = "blank"
 
     @property
     def over_shuffled(self) -> float:
@@ -152,7 +155,7 @@ class Scores:
     @property
     def controls(self) -> dict[str, float]:
         """Every control by name."""
-        return {"shuffled": self.shuffled, "blank": self.blank, **self.others}
+        return {"shuffled": self.shuffled, self.blank_name: self.blank, **self.others}
 
     def __str__(self) -> str:
         controls = ", ".join(f"media {name.replace('_', ' ')} {value:.4f}" for name, value in self.controls.items())
@@ -195,6 +198,7 @@ def with_controls(
     *,
     media_of: Callable[[S], Hashable] | None = None,
     others: Mapping[str, Callable[[Sequence[S]], list[str]]] | None = None,
+    blank_name: str = "blank",
 ) -> Evaluation[S]:
     """Predict and score `samples` with their own media, with shuffled media, and with blank media.
 
@@ -205,6 +209,7 @@ def with_controls(
         media_of: what identifies a sample's media. Samples of equal media (several questions on one picture) are never
             given each other's. Default: all media differ.
         others: further controls by name: what is said when the media are changed in that way.
+        blank_name: what the blank control is called.
 
     Raises: UserError if there are no samples or the media cannot be shuffled; ValueError if `predict_fn` loses samples.
     """
@@ -231,6 +236,7 @@ def with_controls(
             shuffled=scored_shuffled[name],
             blank=scored_blank[name],
             others={control: found[name] for control, (_, found) in extra.items()},
+            blank_name=blank_name,
         )
         for name, value in scored.items()
     }

@@ -11,6 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.tokenizer import AnyTokenizer
+from multimodal.train.config import TrainConfig
+from multimodal.train.precision import resolve_device, resolve_precision
 
 BUILTIN = "builtin"
 
@@ -59,3 +61,16 @@ def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tupl
     """
     lm, tokenizer = read_decoder(name, dtype=dtype)
     return FrozenDecoder(lm.to(device)), tokenizer  # type: ignore[arg-type]
+
+
+def load_for_training(name: str, config: TrainConfig) -> tuple[FrozenDecoder, AnyTokenizer]:
+    """The frozen decoder and its tokenizer on the device of a run, in the precision that suits it.
+
+    Raises:
+        UserError: as `load_decoder`.
+    """
+    device = resolve_device(config.device)
+    precision = resolve_precision(config.precision, device)
+    # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    return load_decoder(name, dtype=dtype, device=device)

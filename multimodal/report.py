@@ -93,12 +93,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A piece of the hypothesis beside the reference: right, wrong (another word stands there), extra, or missing."""
+
+    text: str
+    kind: Literal["right", "wrong", "extra", "missing"] = "right"
+
+
+@dataclass(frozen=True)
 class Card:
     """One sample: its media, what the model said of it, and what people say of it.
 
     Attributes:
         media: what the model was shown, in order.
         references: shown below the hypothesis; several captions, or one transcript.
+        words: the hypothesis word by word, with its errors coloured; shown in its place.
         insight: pictures of what went on inside (attention per word), folded away until asked for.
     """
 
@@ -109,6 +118,7 @@ class Card:
     insight: tuple[Media, ...] = ()
     title: str = ""
     insight_title: str = "Where each word looked"
+    words: tuple[Word, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Turns about media that are prepared already: a question, an answer, and how many media stand before the question."""
+"""Turns about media of one kind: the same prompt for many samples is encoded once."""
+
+from collections.abc import Sequence
+from typing import Any
 
 from multimodal.batch import Turn
 from multimodal.messages import Message, Prompt, encode_prompt
@@ -6,10 +9,15 @@ from multimodal.model import MultimodalModel
 
 
 class Turns:
-    """Makes turns about one or several media of a kind; encodes each prompt once, since most are the same."""
+    """Makes turns about one or several media of a kind.
 
-    def __init__(self, model: MultimodalModel, kind: str = "image") -> None:
-        self.model, self.kind = model, kind
+    Args:
+        kind: "image", "audio" ...
+        text_first: whether the text stands before the media.
+    """
+
+    def __init__(self, model: MultimodalModel, *, kind: str = "image", text_first: bool = False) -> None:
+        self.model, self.kind, self.text_first = model, kind, text_first
         self._prompts: dict[tuple[str, int], Prompt] = {}
 
     def __call__(self, text: str, answer: str | None, *, media: int = 1) -> Turn:
@@ -21,6 +29,7 @@ class Turns:
             self._prompts[key] = encode_prompt(messages, self.model.vocabulary)
         return self.model.turn(messages, self._prompts[key], answer)
 
-    def _messages(self, text: str, media: int) -> list[Message]:
-        shown = [{"type": self.kind, self.kind: None} for _ in range(media)]
-        return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+    def _messages(self, text: str, media: int) -> Sequence[Message]:
+        shown: list[dict[str, Any]] = [{"type": self.kind, self.kind: None} for _ in range(media)]
+        said = {"type": "text", "text": text}
+        return [{"role": "user", "content": [said, *shown] if self.text_first else [*shown, said]}]

@@ -7,22 +7,15 @@ import random
 import time
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
-from multimodal.decoder import FrozenDecoder
 from multimodal.errors import run_cli
-from multimodal.pretrained import load_decoder
-from multimodal.report import DecoderProof, write_json, write_report
-from multimodal.tokenizer import AnyTokenizer
+from multimodal.report import write_json, write_report
+from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_training import CaptioningConfig, train_captioning
 from vision.captioning import ask_scenes, evaluate_with_controls
-
-PROBE = "<|begin_of_text|><|user|>Repeat after me in English: the red kite is above the old house.<|assistant|>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +28,13 @@ class Config(CaptioningConfig):
     """Scenes shown in the report."""
 
 
-def text_logits(decoder: FrozenDecoder, tokenizer: AnyTokenizer) -> Tensor:
-    """Logits of a piece of text, without media."""
-    with torch.no_grad():
-        return decoder(
-            tokenizer(PROBE, return_tensors="pt", add_special_tokens=False)["input_ids"].to(decoder.lm.device)
-        )  # type: ignore[operator]
-
-
 def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
-    bare, tokenizer = load_decoder(config.decoder, dtype=torch.float32, device=torch.device("cpu"))
-    before, sha256_before = text_logits(bare, tokenizer), bare.sha256()
-    del bare
+    bare = BareDecoder.load(config.decoder)
 
     model, result = train_captioning(config)
-    moved = (text_logits(model.decoder, tokenizer).float().cpu() - before).abs().max().item()
-    proof = DecoderProof(sha256_before, model.decoder.sha256(), moved)
+    proof = bare.proof(model)
 
     captions, questions = ask_scenes(
         model, count=config.held_out, size=config.data.scene_size, seed=config.train.seed + 1

@@ -1,6 +1,6 @@
 """Pre-train an image encoder on filmed lips with frame-level word labels; the head is thrown away.
 
-python -m scripts.pretrain_lip_encoder --config scripts/configs/grid_encoder.yaml --source FOLDER --run-dir runs/lips
+python -m scripts.pretrain_lip_encoder --config scripts/configs/grid_lip_encoder.yaml --source GRID --run-dir runs/lips
 """
 
 from multimodal.config import parse

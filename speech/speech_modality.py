@@ -19,6 +19,7 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.messages import MEDIA_KINDS
 from speech.audio import AudioSource, read_audio
+from speech.augment import Augment, mask_features
 from speech.conformer import Conformer, ConformerConfig
 from speech.features import LogMel, LogMelConfig
 from speech.frames import SpeechBatch, pad_batch
@@ -74,6 +75,8 @@ class SpeechModality(nn.Module):
             decoder_dim=decoder.dim,
             embedding_rms=embedding_rms(decoder.lm.get_input_embeddings()),
         )
+        self.augment: Augment | None = None
+        """SpecAugment in training; not on when the model is used."""
         self.begin, self.end = (decoder.vocab_size + mark for mark in MARKS)
 
     @classmethod
@@ -110,6 +113,9 @@ class SpeechModality(nn.Module):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
             features_BMF, lengths_B = self.log_mel(recordings.padded, recordings.lengths)
+            if self.training and self.augment is not None:
+                rng = torch.default_generator  # a checkpoint keeps it
+                features_BMF = mask_features(features_BMF, lengths_B, settings=self.augment, rng=rng)
             hidden_BTC = self.encoder(features_BMF, lengths_B)
         embeddings_BED = self.adapter(hidden_BTC, self.encoder.output_length(lengths_B))
         lengths = [self.output_length(samples) for samples in recordings.lengths.tolist()]

@@ -56,6 +56,8 @@ def speech_segments(waveform_S: Tensor, *, rate: int, rule: VoiceActivity | None
     hop, samples = _hop(rate), len(waveform_S)
     shortest, hangover = (round(s * FRAMES_A_SECOND) for s in (rule.shortest_seconds, rule.hangover_seconds))
     segments: list[Segment] = []
+    if not samples:
+        return segments
     for first, last in _runs(_active(_frame_power(waveform_S, rate), rule)):
         if last - first < shortest:
             continue

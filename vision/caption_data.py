@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multimodal.data.broken import BrokenMedia, OnError
+from multimodal.data.broken import BrokenSamples, OnError
+from multimodal.data.tables import split_names
 from multimodal.errors import UserError
 from vision.caption_hub import read_hub
 from vision.caption_manifest import manifest_rows
@@ -22,7 +23,6 @@ from vision.caption_tables import (
     Missing,
     assemble,
     flickr8k_splits,
-    split_names,
     table_rows,
 )
 from vision.picture import open_picture
@@ -146,8 +146,7 @@ class CaptionImages:
     Args:
         records: from `read_captions`.
         tiling: how pictures become tiles.
-        on_error: a broken picture: "skip" gives None, names the first few in a warning and counts all in `broken`;
-            "fail" raises.
+        on_error: a broken picture gives None or raises; see `BrokenSamples`.
         augment: for training; None leaves pictures alone.
         tidy: apply `tidy_caption`.
     """
@@ -161,11 +160,16 @@ class CaptionImages:
         augment: Augment | None = None,
         tidy: bool = True,
     ) -> None:
-        self.records, self.tiling, self.augment, self.tidy = records, tiling, augment, tidy
-        self.broken = BrokenMedia("pictures", on_error=on_error)
+        self.records, self.tiling, self.on_error, self.augment, self.tidy = records, tiling, on_error, augment, tidy
+        self._broken = BrokenSamples(on_error=on_error, what="pictures")
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def broken(self) -> set[str]:
+        """Ids of the broken pictures found so far."""
+        return self._broken.ids
 
     def sample(self, index: int, rng: random.Random) -> ImageTextSample | None:
         """The sample of one record; `rng` draws its caption, then the augmentation.
@@ -176,10 +180,8 @@ class CaptionImages:
         record = self.records[index]
         captions = tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
         caption = rng.choice(captions)
-        try:
-            images = tuple(self._tiles(image, record.id, rng) for image in record.images)
-        except UserError as error:
-            self.broken.note(record.id, error)
+        images = self._broken.read(lambda: tuple(self._tiles(i, record.id, rng) for i in record.images), id=record.id)
+        if images is None:
             return None
         return ImageTextSample(images, caption, captions, record.id, record.question)
 

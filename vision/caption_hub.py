@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from multimodal.data.tables import split_names
 from multimodal.errors import UserError
-from vision.caption_tables import DEFAULT_COLUMNS, CaptionRecord, Columns, ImageSource, split_names
+from vision.caption_tables import DEFAULT_COLUMNS, CaptionRecord, Columns, ImageSource
 
 
 def read_hub(

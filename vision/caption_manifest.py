@@ -1,11 +1,11 @@
 """JSONL manifests -> rows: one object a line with a picture and captions, question and answers, or a conversation."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from multimodal.data.tables import manifest_lines, manifest_texts
 from multimodal.errors import UserError
-from vision.caption_tables import Columns, Row, read_text
+from vision.caption_tables import TABLE_EXPECTED, Columns, Row
 
 USER_ROLES = ("user", "human")
 ASSISTANT_ROLES = ("assistant", "gpt")
@@ -23,17 +23,9 @@ def manifest_rows(path: Path, columns: Columns) -> list[Row]:
         UserError: a line that is no JSON object, or lacks picture or text; it names the line and the keys found.
     """
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, item in manifest_lines(path, expected=TABLE_EXPECTED):
         where = f"{path}, line {number}"
-        try:
-            item = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
-        if not isinstance(item, dict):
-            raise UserError(f"{where}: found {line.strip()[:40]!r}; expected a JSON object")
-        images = _strings(item, where, columns.image, "images")
+        images = manifest_texts(item, where, columns.image, "images")
         if not images:
             raise UserError(f"{where}: no {columns.image!r} or 'images'; keys found: {', '.join(item) or 'none'}")
         pairs = [(question, answers) for question, answers in _texts(item, where, columns) if answers]
@@ -47,26 +39,14 @@ def manifest_rows(path: Path, columns: Columns) -> list[Row]:
     return rows
 
 
-def _strings(item: dict[str, Any], where: str, *keys: str) -> tuple[str, ...]:
-    """The text or list of texts under the first of the keys that is there."""
-    key = next((key for key in keys if item.get(key) is not None), None)
-    if key is None:
-        return ()
-    value = item[key]
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(value, str) for value in values):
-        raise UserError(f"{where}: {key!r} is {str(item[key])[:40]!r}; expected a text or a list of texts")
-    return tuple(value.strip() for value in values if value.strip())
-
-
 def _texts(item: dict[str, Any], where: str, columns: Columns) -> list[tuple[str, tuple[str, ...]]]:
     """(question, answers) pairs; a caption answers the empty question."""
     turns = item.get("conversations") or item.get("messages")
     if turns is not None:
         return _turns(turns, where)
-    question = " ".join(_strings(item, where, columns.question))
+    question = " ".join(manifest_texts(item, where, columns.question))
     keys = ("answer", "answers") if question else (columns.caption, "captions")
-    return [(question, _strings(item, where, *keys))]
+    return [(question, manifest_texts(item, where, *keys))]
 
 
 def _turns(turns: Any, where: str) -> list[tuple[str, tuple[str, ...]]]:

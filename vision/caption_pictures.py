@@ -1,7 +1,6 @@
 """Caption pictures with a trained adapter, and look where each word looked."""
 
 from collections.abc import Iterator, Sequence
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 from multimodal.attention_weights import record_cross_attention
 from multimodal.batch import Sample, Turn
 from multimodal.errors import UserError
+from multimodal.files import find_files
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
@@ -26,21 +26,7 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
     Raises:
         UserError: no path, one that matches nothing, or a folder without a picture.
     """
-    if not paths:
-        raise UserError("no picture given; expected picture files, folders or globs")
-    found: dict[Path, None] = {}
-    for text in paths:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-        elif path.exists():
-            files = [path]
-        else:
-            files = sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file())
-        if not files:
-            raise UserError(f"{text}: no picture found; expected a picture file, a folder with pictures, or a glob")
-        found.update(dict.fromkeys(files))
-    return list(found)
+    return find_files(paths, PICTURE_SUFFIXES, what="picture")
 
 
 def caption_pictures(

@@ -3,10 +3,7 @@
 Each reader turns its format into rows; `assemble` alone groups them by picture, finds the files and applies the split.
 """
 
-import csv
-import io
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from typing import Literal
 
 from PIL import Image
 
+from multimodal.data.tables import hashed_split, read_table, read_text, split_names, table_delimiter
 from multimodal.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ IMAGE_FOLDERS = (
     "Flicker8k_Dataset",
     "Flickr8k_Dataset",
 )  # the first of the two is the original's name
-SPLIT_NAMES = (("train", "training"), ("dev", "val", "valid", "validation"), ("test", "testing"))
+TABLE_EXPECTED = "expected a captions table"
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,6 @@ class Row:
     captions: tuple[str, ...]
     question: str = ""
     split: str | None = None
-
-
-def split_names(split: str) -> tuple[str, ...]:
-    """Names that mean the same split, the given one first: dev -> dev, val, valid, validation."""
-    names = next((names for names in SPLIT_NAMES if split in names), ())
-    return (split, *(name for name in names if name != split))
-
-
-def hashed_split(name: str) -> str:
-    """The split of a picture whose table names none: 90 % train, 5 % dev, 5 % test, by its name alone."""
-    part = zlib.crc32(name.encode()) % 100
-    return "train" if part < 90 else "dev" if part < 95 else "test"
 
 
 def assemble(
@@ -163,20 +149,6 @@ def _locate(name: str, roots: list[Path]) -> Path | None:
         return None
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without byte-order mark.
-
-    Raises:
-        UserError: missing, unreadable, or of another encoding.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; expected a text file in UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; expected a captions table") from error
-
-
 def table_rows(path: Path, columns: Columns, splits: dict[str, str]) -> list[Row]:
     """Rows of a TSV or CSV table with a header, or of Flickr8k's `name.jpg#0<tab>caption` file.
 
@@ -188,50 +160,18 @@ def table_rows(path: Path, columns: Columns, splits: dict[str, str]) -> list[Row
     Raises:
         UserError: a column is missing, or a line has too few or too many cells.
     """
-    text = read_text(path)
-    first = text.split("\n", 1)[0]
-    delimiter = "\t" if "\t" in first else ","
-    name, mark, number = first.split("\t")[0].rpartition("#")
-    if delimiter == "\t" and mark and name and number.isdigit():
+    text = read_text(path, expected=TABLE_EXPECTED)
+    name, mark, number = text.split("\n", 1)[0].split("\t")[0].rpartition("#")
+    if table_delimiter(text) == "\t" and mark and name and number.isdigit():
         return _token_rows(path, text, splits)
-    cells = table_cells(text, delimiter)
-    if not cells:
-        raise UserError(f"{path}: empty; expected a table with the columns {columns.image} and {columns.caption}")
-    header = [name.strip().lower() for name in cells[0][1]]
-    where = {key: header.index(key.lower()) for key in vars(columns).values() if key.lower() in header}
-    for key in (columns.image, columns.caption):
-        if key not in where:
-            raise UserError(f"{path}: no column {key!r}; columns found: {', '.join(cells[0][1]).strip() or 'none'}")
+    required, optional = (columns.image, columns.caption), (columns.question, columns.split)
     rows = []
-    for line, row in cells[1:]:
-        if len(row) > len(header) and where[columns.caption] == len(header) - 1:  # commas in a caption without quotes
-            row = [*row[: len(header) - 1], delimiter.join(row[len(header) - 1 :])]
-        if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: {len(row)} cells; expected {len(header)} ({', '.join(header)})")
-        values = {key: _unquote(row[index]).strip() for key, index in where.items()}
+    for line, values in read_table(path, text, required=required, optional=optional):
         image, caption = values[columns.image], values[columns.caption]
         if image and caption:
             split = values.get(columns.split) or splits.get(image)
             rows.append(Row(line, (image,), (caption,), values.get(columns.question, ""), split))
     return rows
-
-
-def table_cells(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of the lines that are not blank."""
-    if delimiter == ",":
-        reader = csv.reader(io.StringIO(text), strict=True)
-        try:
-            return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-        except csv.Error:
-            pass  # captions with quotation marks of their own: one line is one row then
-    lines = enumerate(text.split("\n"), start=1)
-    return [(number, line.split(delimiter)) for number, line in lines if line.strip()]
-
-
-def _unquote(cell: str) -> str:
-    inner = cell[1:-1]
-    quoted = len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
-    return inner.replace('""', '"') if quoted else cell
 
 
 def _token_rows(path: Path, text: str, splits: dict[str, str]) -> list[Row]:
@@ -255,6 +195,6 @@ def flickr8k_splits(folder: Path) -> dict[str, str]:
         name.strip(): split
         for split, file in files.items()
         if file.is_file()
-        for name in read_text(file).split("\n")
+        for name in read_text(file, expected=TABLE_EXPECTED).split("\n")
         if name.strip()
     }

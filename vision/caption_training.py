@@ -5,7 +5,7 @@ Llama 3 paper, section 7.3 / spec A4.6. Annealing starts from the weights of the
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,9 @@ from multimodal.config import dump
 from multimodal.data.order import SampleSource
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import BUILTIN, load_decoder
-from multimodal.train.config import TrainConfig
+from multimodal.pretrained import BUILTIN, load_for_training
+from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
-from multimodal.train.precision import resolve_device, resolve_precision
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
@@ -61,17 +60,11 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnnealConfig:
-    """The second stage; 0 steps leave it out."""
+class AnnealConfig(StageConfig):
+    """The second stage; 0 steps leave it out. Rates that are not named are a fifth of the first stage's."""
 
-    steps: int = 0
     tile_size: int = 0
     """Pixels of a tile; 0 = as before."""
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    """Peak rates; those not named are a fifth of the first stage's."""
-    batch_size: int = 0
-    """0 = as before."""
-    max_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +90,7 @@ class CaptioningConfig:
 
 def build_model(config: CaptioningConfig) -> MultimodalModel:
     """The frozen decoder with a new image adapter, on the device of the run."""
-    device = resolve_device(config.train.device)
-    precision = resolve_precision(config.train.precision, device)
-    # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
-    decoder, tokenizer = load_decoder(config.decoder, dtype=dtype, device=device)
+    decoder, tokenizer = load_for_training(config.decoder, config.train)
     torch.manual_seed(config.train.seed)
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))
@@ -203,14 +192,8 @@ def train_captioning(
     if anneal.steps:
         if anneal.tile_size:
             model.modalities["image"].resize_tiles(anneal.tile_size)  # type: ignore[operator]
-        rates = {part: rate / 5 for part, rate in config.train.learning_rates.items()} | anneal.learning_rates
-        settings = replace(
-            config.train,
-            steps=anneal.steps,
-            learning_rates=rates,
-            batch_size=anneal.batch_size or config.train.batch_size,
-            max_minutes=anneal.max_minutes,
-        )
+        rates = {part: rate / 5 for part, rate in config.train.learning_rates.items()}
+        settings = anneal.settings(config.train, rates=rates)
         result = _stage(config, model, settings, "anneal")
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from multimodal.data.tables import parse_json, read_text, split_names
 from multimodal.errors import UserError
-from vision.caption_tables import read_text, split_names
 from vision.clip_question import QuestionedClip
 from vision.clip_tables import (
+    TABLE_EXPECTED,
     TABLE_READERS,
     ClipReader,
     ClipRow,
     assemble_clips,
-    parse_json,
     question_of,
     table_clip_rows,
 )
@@ -86,7 +86,7 @@ def _find_layout(folder: Path, split: str | None) -> tuple[ClipReader, Path]:
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON list, and where each is."""
-    entries = parse_json(read_text(path), str(path))
+    entries = parse_json(read_text(path, expected=TABLE_EXPECTED), str(path))
     if not isinstance(entries, list):
         raise UserError(f"{path}: a {type(entries).__name__}; expected a list of questions")
     for number, entry in enumerate(entries):
@@ -105,7 +105,9 @@ def _get(entry: dict[str, Any], key: str, where: str) -> Any:
 def msvd_rows(path: Path) -> list[ClipRow]:
     """MSVD-QA (`video_id` 1 is the clip vid1 or the name that the mapping has for it) and MSRVTT-QA (video1)."""
     mapping = path.parent / "youtube_mapping.txt"
-    pairs = (line.split() for line in read_text(mapping).split("\n")) if mapping.is_file() else ()
+    pairs = (
+        (line.split() for line in read_text(mapping, expected=TABLE_EXPECTED).split("\n")) if mapping.is_file() else ()
+    )
     names = {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
     rows = []
     for where, entry in _entries(path):
@@ -133,7 +135,7 @@ def activitynet_rows(path: Path) -> list[ClipRow]:
 
 def perception_rows(path: Path) -> list[ClipRow]:
     """PerceptionTest: one object a clip, with options and the number of the right one."""
-    videos = parse_json(read_text(path), str(path))
+    videos = parse_json(read_text(path, expected=TABLE_EXPECTED), str(path))
     if not isinstance(videos, dict):
         raise UserError(f"{path}: a {type(videos).__name__}; expected an object with one entry a clip")
     rows = []
@@ -153,7 +155,7 @@ def perception_rows(path: Path) -> list[ClipRow]:
 def nextqa_rows(path: Path) -> list[ClipRow]:
     """NExT-QA, with options or open; clips by number, or where the map to VidOR's folders says."""
     mapping = path.parent / "map_vid_vidorID.json"
-    folders = parse_json(read_text(mapping), str(mapping)) if mapping.is_file() else {}
+    folders = parse_json(read_text(mapping, expected=TABLE_EXPECTED), str(mapping)) if mapping.is_file() else {}
     rows = table_clip_rows(path)
     return [
         ClipRow(row.where, (*row.names, *filter(None, [folders.get(row.names[0])])), row.question, row.split)

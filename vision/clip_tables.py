@@ -5,7 +5,6 @@
 Each reader turns its format into rows; `assemble_clips` alone groups them by clip, finds the files and applies splits.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +13,8 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from multimodal.data.tables import hashed_split, manifest_lines, read_text, split_names, table_cells
 from multimodal.errors import UserError
-from vision.caption_tables import hashed_split, read_text, split_names, table_cells
 from vision.clip_captions import CLIP_PROMPT
 from vision.clip_question import ClipQuestion, QuestionedClip
 
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 CLIP_SUFFIXES = ("", ".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif", ".mpg")
 CLIP_FOLDERS = ("", "videos", "video", "clips", "Videos", "YouTubeClips", "NExTVideo", "TrainValVideo", "TestVideo")
 OPTION_SEPARATOR = "|"
+TABLE_EXPECTED = "expected a table of questions about clips"
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,7 @@ def table_clip_rows(path: Path) -> list[ClipRow]:
     Raises:
         UserError: no column `video`, or a line with too few or too many cells.
     """
-    text = read_text(path)
-    cells = table_cells(text, "\t" if "\t" in text.split("\n", 1)[0] else ",")
+    cells = table_cells(read_text(path, expected=TABLE_EXPECTED))
     header = [name.strip().lower() for name in cells[0][1]] if cells else []
     if "video" not in header:
         raise UserError(f"{path}: no column 'video'; columns found: {', '.join(header) or 'none'}")
@@ -155,23 +154,12 @@ def manifest_clip_rows(path: Path) -> list[ClipRow]:
         UserError: a line that is no JSON object, or lacks clip or answer.
     """
     rows = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, values in manifest_lines(path, expected=TABLE_EXPECTED):
         where = f"{path}, line {number}"
-        values = parse_json(line, where)
-        if not isinstance(values, dict) or not isinstance(values.get("video"), str):
-            raise UserError(f"{where}: found {line.strip()[:40]!r}; expected a JSON object with 'video'")
+        if not isinstance(values.get("video"), str):
+            raise UserError(f"{where}: keys found: {', '.join(values)}; expected 'video'")
         rows.append(ClipRow(where, (values["video"],), question_of(values, where), values.get("split")))
     return rows
-
-
-def parse_json(text: str, where: str) -> Any:
-    """JSON, or a `UserError` that says where it is none."""
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
 
 
 ClipReader = Callable[[Path], list[ClipRow]]

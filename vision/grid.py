@@ -5,19 +5,12 @@ Six words a sentence: command, colour, preposition, letter, digit, adverb (Cooke
 
 from pathlib import Path
 
+from multimodal.data.grid_grammar import SLOTS
+from multimodal.data.tables import read_text, table_cells
 from multimodal.errors import UserError
-from vision.caption_tables import read_text, table_cells
 from vision.clip_question import ClipQuestion
 from vision.clip_tables import ClipRow
 
-SLOTS = {
-    "command": ("bin", "lay", "place", "set"),
-    "colour": ("blue", "green", "red", "white"),
-    "preposition": ("at", "by", "in", "with"),
-    "letter": tuple("abcdefghijklmnopqrstuvxyz"),  # no w: the only name of three syllables
-    "digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    "adverb": ("again", "now", "please", "soon"),
-}
 SENTENCE = "What is said?"
 
 
@@ -49,7 +42,7 @@ def grid_rows(path: Path) -> list[ClipRow]:
         UserError: a line that has not three cells, or a sentence outside the grammar.
     """
     rows = []
-    for line, cells in table_cells(read_text(path), "\t")[1:]:
+    for line, cells in table_cells(read_text(path, expected="expected the transcripts of GRID"))[1:]:
         where = f"{path}, line {line}"
         if len(cells) != 3:
             raise UserError(f"{where}: {len(cells)} cells; expected id, split and text")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multimodal.data.grid_grammar import SLOTS
 from vision.encoder import ImageEncoder
-from vision.grid import SLOTS
 from vision.tiling import TileBatch, Tiles, batch_tiles
 
 SILENCE = "sil"

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from multimodal.config import dump
-from multimodal.data.broken import BrokenMedia
+from multimodal.data.broken import BrokenSamples
+from multimodal.data.tables import read_text, table_cells
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
-from vision.caption_tables import read_text, table_cells
 from vision.clip import read_clip
 from vision.clip_layouts import read_clips
 from vision.clip_motion import neighbours_as_colours
@@ -64,7 +64,7 @@ def read_word_times(path: Path) -> Spoken:
         UserError: no such file, or a line that is not of four cells with numbers.
     """
     spoken: Spoken = defaultdict(list)
-    for line, cells in table_cells(read_text(path), "\t")[1:]:
+    for line, cells in table_cells(read_text(path, expected="expected the word times of GRID"))[1:]:
         try:
             name, word, start, end = (cell.strip() for cell in cells)
             spoken[name].append((WORDS[WORDS.index(word)], float(start), float(end)))
@@ -94,17 +94,15 @@ class LipFrames:
     ) -> None:
         self.clips, self.spoken, self.tiling, self.augment = clips, spoken, tiling, augment
         self.frames, self.motion = frames, motion
-        self.broken = BrokenMedia("clips", on_error="skip")
+        self.broken = BrokenSamples(what="clips")
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def sample(self, index: int, rng: random.Random) -> LabelledFrames | None:
         asked = self.clips[index]
-        try:
-            clip = read_clip(asked.clip, count=self.frames)
-        except UserError as error:
-            self.broken.note(asked.name, error)
+        clip = self.broken.read(lambda: read_clip(asked.clip, count=self.frames), id=asked.name)
+        if clip is None:
             return None
         pictures = list(clip.frames)
         if self.augment is not None:

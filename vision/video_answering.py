@@ -1,5 +1,6 @@
 """What a video adapter is trained and judged on: questions about clips, open or with options, and captions of them."""
 
+import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multimodal.batch import Sample
-from multimodal.data.broken import BrokenMedia, OnError
-from multimodal.errors import UserError
+from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.metrics import Evaluation, is_right, with_controls, word_f1
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
@@ -39,8 +39,8 @@ class ClipSamples:
         on_error: OnError = "skip",
     ) -> None:
         self.clips, self.questions, self.choice = clips, questions, choice
-        self.turns = Turns(model, "video")
-        self.broken = BrokenMedia("clips", on_error=on_error)
+        self.turns = Turns(model, kind="video")
+        self.broken = BrokenSamples(on_error=on_error, what="clips")
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -51,10 +51,9 @@ class ClipSamples:
             multiple_choice(question) if question.options and rng.random() < self.choice else question
             for question in rng.sample(clip.questions, min(self.questions, len(clip.questions)))
         ]
-        try:
-            frames = self.turns.model.modalities["video"].prepare(clip.clip)  # type: ignore[operator]
-        except UserError as error:
-            self.broken.note(clip.name, error)
+        video: Any = self.turns.model.modalities["video"]
+        frames = self.broken.read(lambda: video.prepare(clip.clip), id=clip.name)
+        if frames is None:
             return None
         return Sample({"video": (frames,)}, tuple(self.turns(one.question, one.answer) for one in asked))
 
@@ -70,13 +69,11 @@ class AskedClip:
 
 def ask_clips(model: MultimodalModel, clips: Sequence[QuestionedClip], *, choice: bool = False) -> list[AskedClip]:
     """Every question about every clip that can be read, as multiple choice if so (then only those with options)."""
-    broken = BrokenMedia("clips", on_error="skip")
+    video: Any = model.modalities["video"]
+    broken = BrokenSamples(what="clips")
     for clip in clips:
-        try:
-            model.modalities["video"].prepare(clip.clip)  # type: ignore[operator]
-        except UserError as error:
-            broken.note(clip.name, error)
-    pairs = [(clip, question) for clip, question in flatten(clips) if clip.name not in broken]
+        broken.read(functools.partial(video.prepare, clip.clip), id=clip.name)
+    pairs = [(clip, question) for clip, question in flatten(clips) if clip.name not in broken.ids]
     if choice:
         pairs = [(clip, multiple_choice(question)) for clip, question in pairs if question.options]
     return [AskedClip(clip.clip, clip.name, question) for clip, question in pairs]
@@ -96,7 +93,7 @@ def answer_clips(
 ) -> list[str]:
     """What the model says, each sample shown the clip of sample `media_from[i]` (None: blank), changed as asked for."""
     modality: Any = model.modalities["video"]
-    turns = Turns(model, "video")
+    turns = Turns(model, kind="video")
     shown = range(len(asked)) if media_from is None else media_from
 
     def sample(one: AskedClip, source: int | None) -> Sample:

@@ -18,10 +18,10 @@ from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import BUILTIN, load_decoder
+from multimodal.pretrained import BUILTIN, load_for_training
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
-from multimodal.train.precision import resolve_device, resolve_precision
+from multimodal.train.precision import resolve_device
 from vision.builtin_clips import BuiltinClips
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
@@ -120,18 +120,14 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
     Raises:
         UserError: no image adapter in the folder, or it has video parts already.
     """
-    device = resolve_device(config.train.device)
     if config.image is not None:
-        model = MultimodalModel.from_pretrained(config.image, device=str(device))
+        model = MultimodalModel.from_pretrained(config.image, device=str(resolve_device(config.train.device)))
         if "image" not in model.modalities or "video" in model.modalities:
             found = ", ".join(model.modalities)
             raise UserError(f"{config.image}: an adapter for {found}; expected one for images, without video")
         torch.manual_seed(config.train.seed)
     else:
-        precision = resolve_precision(config.train.precision, device)
-        # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
-        dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
-        decoder, tokenizer = load_decoder(config.decoder, dtype=dtype, device=device)
+        decoder, tokenizer = load_for_training(config.decoder, config.train)
         torch.manual_seed(config.train.seed)
         model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
         model.add("image", ImageConfig(encoder=config.encoder, adapter=config.image_adapter, stretch=config.stretch))

@@ -1,40 +1,48 @@
-"""What to do with media that cannot be read: skip and count them, naming the first, or end the run."""
+"""Broken samples of a data set: skipped and counted, or the end of the run."""
 
 import logging
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from multimodal.errors import UserError
 
 log = logging.getLogger(__name__)
 
-OnError = Literal["skip", "fail"]
 WARN_BROKEN = 5
-"""So many broken media are named one by one; the rest are only counted."""
+"""So many broken samples are named one by one; the rest are only counted."""
+
+OnError = Literal["skip", "fail"]
+T = TypeVar("T")
 
 
-class BrokenMedia(set[str]):
-    """Names of the media that could not be read, each once.
+class BrokenSamples:
+    """Reads samples that may be broken.
 
     Args:
-        what: what they are called in the plural, as in "pictures".
-        on_error: "skip" names the first few in a warning and counts all, "fail" raises.
+        on_error: "skip" gives None for a broken sample, names the first few in a warning and counts all in `ids`;
+            "fail" raises.
+        what: what the samples are, in the plural.
     """
 
-    def __init__(self, what: str, *, on_error: OnError) -> None:
-        super().__init__()
-        self.what, self.on_error = what, on_error
+    def __init__(self, *, on_error: OnError = "skip", what: str = "samples") -> None:
+        self.on_error, self.what = on_error, what
+        self.ids: set[str] = set()
 
-    def note(self, name: str, error: UserError) -> None:
-        """Count one, at its first occurrence.
+    def read(self, read: Callable[[], T], *, id: str) -> T | None:
+        """What `read` returns; None where it raises a `UserError` that is to be skipped.
 
         Raises:
-            UserError: the given error, with "fail".
+            UserError: a broken sample, with `on_error="fail"`.
         """
-        if self.on_error == "fail":
-            raise error
-        if name not in self:
-            self.add(name)
-            if len(self) <= WARN_BROKEN:
-                log.warning("skipped: %s", error)
-            if len(self) == WARN_BROKEN:
-                log.warning("more broken %s are counted but not named", self.what)
+        try:
+            return read()
+        except UserError as error:
+            if self.on_error == "fail":
+                raise
+            if id not in self.ids:
+                self.ids.add(id)
+                if len(self.ids) <= WARN_BROKEN:
+                    log.warning("skipped: %s", error)
+                if len(self.ids) == WARN_BROKEN:
+                    log.warning("more broken %s are counted but not named", self.what)
+            return None

@@ -29,6 +29,21 @@ class SampleSource(Protocol):
     def sample(self, index: int, rng: random.Random) -> Any: ...
 
 
+class Order(Protocol):
+    """Which samples make up a step, as a pure function of the step."""
+
+    seed: int
+
+    @property
+    def fingerprint(self) -> dict[str, int]:
+        """What the order depends on; must be the same on resume."""
+        ...
+
+    def __call__(self, step: int) -> list[tuple[int, int]]:
+        """The (epoch, index) pairs of optimizer step `step` (from 0)."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepData:
     """All data of one optimizer step: its micro-batches, how many samples they hold, and how many were skipped."""
@@ -61,6 +76,11 @@ class SeededOrder:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self._cached: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    @property
+    def fingerprint(self) -> dict[str, int]:
+        """What must be the same on resume."""
+        return {"samples": self.length, "batch_size": self.batch_size, "seed": self.seed}
+
     def __call__(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, index) pairs of optimizer step `step` (from 0)."""
         start = step * self.batch_size
@@ -79,7 +99,7 @@ class _StepDataset(TorchDataset[StepData]):
     """Maps a step number to its data: what the worker processes run."""
 
     def __init__(
-        self, source: SampleSource, collate: Callable[[list[Any]], Any], *, order: SeededOrder, accumulate: int
+        self, source: SampleSource, collate: Callable[[list[Any]], Any], *, order: Order, accumulate: int
     ) -> None:
         self.source, self.collate, self.order, self.accumulate = source, collate, order, accumulate
 
@@ -88,7 +108,7 @@ class _StepDataset(TorchDataset[StepData]):
         try:
             drawn = [self.source.sample(index, sample_rng(self.order.seed, epoch, index)) for epoch, index in pairs]
             samples = [sample for sample in drawn if sample is not None]
-            size = self.order.batch_size // self.accumulate
+            size = -(-len(pairs) // self.accumulate)
             micro_batches = [self.collate(samples[i : i + size]) for i in range(0, len(samples), size)]
         except UserError as error:
             # A worker's exception reaches the main process wrapped in a traceback; the message alone is wanted there.
@@ -100,7 +120,7 @@ def step_loader(
     source: SampleSource,
     collate: Callable[[list[Any]], Any],
     *,
-    order: SeededOrder,
+    order: Order,
     first_step: int,
     last_step: int,
     accumulate: int = 1,

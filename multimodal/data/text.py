@@ -7,6 +7,7 @@ the forms in which a speech adapter will hand words over: every token held for s
 import lzma
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,8 +69,12 @@ def sentences(chunks: Sequence[str], *, words: tuple[int, int] = (4, 20)) -> lis
 
 
 def spoken_form(sentence: str) -> str:
-    """A sentence as speech recognition writes it: lower case, letters, digits and apostrophes alone."""
-    return " ".join(re.sub(r"[^a-z0-9' ]", " ", sentence.lower().replace("’", "'")).split())
+    """A sentence as speech recognition writes it: lower case, letters of any alphabet, digits and apostrophes alone.
+
+    Numbers stay as they are: merging "six two" into "62" would hide what was heard.
+    """
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", sentence).lower())
+    return " ".join(re.sub(r"[^\w' ]|_", " ", plain.replace("’", "'")).split())
 
 
 def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str | list[int]) -> Document:

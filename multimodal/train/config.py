@@ -1,7 +1,7 @@
 """The settings of a training run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from multimodal.errors import UserError
@@ -76,3 +76,25 @@ class TrainConfig:
     def warmup_steps(self) -> int:
         """Length of the warm-up in steps."""
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A stage beside the main one, with what differs; 0 steps leave it out."""
+
+    steps: int = 0
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Peak rates of the parts that are not to have the stage's usual ones."""
+    batch_size: int = 0
+    """0 = as in the main stage."""
+    max_minutes: float | None = None
+
+    def settings(self, main: TrainConfig, *, rates: dict[str, float]) -> TrainConfig:
+        """The stage's settings: the main stage's but for what differs; `rates` are the usual ones."""
+        return replace(
+            main,
+            steps=self.steps,
+            learning_rates=rates | self.learning_rates,
+            batch_size=self.batch_size or main.batch_size,
+            max_minutes=self.max_minutes,
+        )

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from multimodal.config import dump
-from multimodal.data.order import SampleSource, SeededOrder, StepData, step_loader
+from multimodal.data.order import Order, SampleSource, SeededOrder, StepData, step_loader
 from multimodal.errors import UserError
 from multimodal.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
 from multimodal.train.config import TrainConfig
@@ -59,6 +59,7 @@ def train(
     resume: bool = False,
     evaluate: Evaluate | None = None,
     config_yaml: str | None = None,
+    order: Order | None = None,
 ) -> TrainResult:
     """Train the parts of `task` whose learning rate is above 0; the trained weights are in `task` afterwards.
 
@@ -72,6 +73,7 @@ def train(
         evaluate: called with the step, in eval mode and without gradients, every `eval_every` steps and at the end; its
             numbers go into the log and the result. It cannot disturb the random generators of the run.
         config_yaml: the resolved configuration of the whole script, if it has more than `config`.
+        order: which samples make up a step, such as `LengthBuckets`; None: `batch_size` of all in random order.
 
     Raises:
         UserError: a used run folder without `resume`, a loss that is not finite, a full disk, an unsuitable setting.
@@ -79,7 +81,9 @@ def train(
     if not resume and list_checkpoints(run_dir):
         raise UserError(f"{run_dir} already holds checkpoints: expected --resume to go on, or another folder")
     seed_everything(config.seed)
-    run = _Run(task=task, dataset=dataset, collate=collate, config=config, run_dir=run_dir, evaluate=evaluate)
+    run = _Run(
+        task=task, dataset=dataset, collate=collate, config=config, run_dir=run_dir, evaluate=evaluate, order=order
+    )
     if resume:
         run.restore()
     # Before the log: worker processes are forked here, and the log starts threads.
@@ -102,12 +106,13 @@ class _Run:
         config: TrainConfig,
         run_dir: Path,
         evaluate: Evaluate | None,
+        order: Order | None,
     ) -> None:
         self.task, self.dataset, self.collate, self.config = task, dataset, collate, config
         self.run_dir, self.evaluate = run_dir, evaluate
         self.device = resolve_device(config.device)
         self.precision: Precision = resolve_precision(config.precision, self.device)
-        self.order = SeededOrder(
+        self.order: Order = order or SeededOrder(
             length=len(dataset),
             batch_size=config.batch_size,
             seed=config.seed,
@@ -117,8 +122,7 @@ class _Run:
             task.to(self.device)
         self.parts = freeze_and_select(task, config.learning_rates)
         self.optimizer = build_optimizer(task, self.parts, config)
-        fingerprint = {"samples": len(dataset), "batch_size": config.batch_size, "seed": config.seed}
-        self.progress = Progress(fingerprint=fingerprint)
+        self.progress = Progress(fingerprint=self.order.fingerprint)
 
     def restore(self) -> None:
         """Go to the newest good checkpoint. Raises `UserError` if it saw its samples in another order."""
@@ -126,8 +130,8 @@ class _Run:
         if found is None:
             return
         for name, now in self.progress.fingerprint.items():
-            if found.fingerprint[name] != now:
-                before = found.fingerprint[name]
+            before = found.fingerprint.get(name, 0)
+            if before != now:
                 raise UserError(f"{self.run_dir} was begun with {name} {before}, now it is {now}: expected the same")
         self.progress = found
 

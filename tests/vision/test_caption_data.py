@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from multimodal.data.tables import hashed_split
 from multimodal.errors import UserError
 from vision.caption_data import CaptionImages, read_captions, tidy_caption
 from vision.caption_hub import read_hub
-from vision.caption_tables import CaptionRecord, Columns, hashed_split
+from vision.caption_tables import CaptionRecord, Columns
 from vision.tiling import Augment, Tiling
 
 DATA = Path(os.environ.get("GRAFT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

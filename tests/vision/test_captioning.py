@@ -16,7 +16,7 @@ from multimodal.loss import IGNORE
 from multimodal.model import MultimodalModel
 from multimodal.tokenizer import train_tokenizer
 from multimodal.turns import Turns
-from tests.tiny_models import CONFIG, TILE, decoder_for, picture, tiny_model
+from tests.tiny_models import CONFIG, TILE, ask, decoder_for, picture, tiny_model
 from vision.caption_data import CaptionImages, read_captions
 from vision.captioning import (
     CAPTION_PROMPT,
@@ -48,6 +48,13 @@ def decoded(model: MultimodalModel, ids: Sequence[int]) -> str:
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------
+
+
+def test_a_turn_is_that_of_the_conversation(model: MultimodalModel) -> None:
+    turns = Turns(model)
+    for text, answer, pictures in (("Who?", "A fox.", 1), ("Who?", None, 2), ("Who?", "A dog.", 1), ("Where?", "", 0)):
+        expected = model.sample(ask(*[picture() for _ in range(pictures)], text), answer).turns[0]
+        assert turns(text, answer, media=pictures) == expected
 
 
 def test_captions_of_a_picture_become_turns_about_it(model: MultimodalModel, captions_folder: Path) -> None:

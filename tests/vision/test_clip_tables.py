@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from multimodal.data.grid_grammar import SLOTS
 from multimodal.errors import UserError
 from tests.tiny_models import clip_file
 from vision.clip_captions import CLIP_PROMPT
 from vision.clip_layouts import read_clips
 from vision.clip_question import ClipQuestion, QuestionedClip, multiple_choice
-from vision.grid import SLOTS
 
 
 @pytest.fixture(scope="module")

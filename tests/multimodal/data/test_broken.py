@@ -1,22 +1,28 @@
-"""Broken media: each counted once, the first ones named, or the end of the run."""
+"""Broken samples: skipped, counted once each, named at first, or the end."""
 
 import logging
 
 import pytest
 
-from multimodal.data.broken import WARN_BROKEN, BrokenMedia
+from multimodal.data.broken import WARN_BROKEN, BrokenSamples
 from multimodal.errors import UserError
 
 
-def test_each_is_counted_once_and_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    broken = BrokenMedia("clips", on_error="skip")
+def fail() -> int:
+    raise UserError("a.wav: broken")
+
+
+def test_broken_samples_are_counted_once_and_only_the_first_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    broken = BrokenSamples(what="recordings")
     with caplog.at_level(logging.WARNING):
-        for number in (*range(WARN_BROKEN + 2), 0):
-            broken.note(f"clip{number}", UserError(f"clip{number}: no"))
-    assert len(broken) == WARN_BROKEN + 2 and len(caplog.records) == WARN_BROKEN + 1
-    assert "clip0" in caplog.text and "more broken clips are counted" in caplog.text
+        for _ in range(2):
+            assert [broken.read(fail, id=str(i)) for i in range(9)] == [None] * 9
+    assert broken.ids == set("012345678")
+    named = [record for record in caplog.messages if "a.wav" in record]
+    assert len(named) == WARN_BROKEN and "more broken recordings" in caplog.messages[-1]
+    assert broken.read(lambda: 3, id="good") == 3
 
 
-def test_or_the_first_one_ends_the_run() -> None:
-    with pytest.raises(UserError, match="clip0: no"):
-        BrokenMedia("clips", on_error="fail").note("clip0", UserError("clip0: no"))
+def test_or_end_the_run() -> None:
+    with pytest.raises(UserError, match="broken"):
+        BrokenSamples(on_error="fail").read(fail, id="0")

@@ -1,0 +1,99 @@
+"""Transcribe or translate recordings with a trained adapter.
+
+python -m scripts.transcribe talk.mp3 interviews/ "more/*.wav" --adapter runs/demo-asr/adapter --format srt
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from multimodal.config import parse
+from multimodal.errors import UserError, run_cli
+from multimodal.files import find_files
+from multimodal.model import MultimodalModel
+from speech.audio import AUDIO_SUFFIXES
+from speech.subtitles import Format, write_segments
+from speech.transcribing import transcribe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Transcribe recordings."""
+
+    recordings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Sound or video files, folders or globs."""
+    adapter: Path
+    """Adapter folder."""
+    decoder: str | None = None
+    """Use this decoder in place of the one that the adapter names."""
+    force_decoder: bool = False
+    """Accept a decoder whose weights differ from those that the adapter was trained on."""
+    language: str = "English"
+    """Of the text."""
+    translate: bool = False
+    """Translate into the language in place of transcribing."""
+    format: Format = "jsonl"
+    """One JSON line a recording, or subtitles."""
+    output: Path | None = None
+    """JSONL file, or folder for subtitles; by default everything goes to the standard output."""
+    longest_seconds: float = 20.0
+    """Longer speech is cut at pauses."""
+    beams: int = 1
+    """Beam search width; 1 = greedy."""
+    max_new_tokens: int = 128
+    batch_size: int = 16
+    device: str = "auto"
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    files = find_files(config.recordings, AUDIO_SUFFIXES, what="sound")
+    model = MultimodalModel.from_pretrained(
+        config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
+    )
+    written, broken = [], 0
+    for file in files:
+        try:
+            segments = list(
+                transcribe(
+                    model,
+                    file,
+                    task="translate" if config.translate else "transcribe",
+                    language=config.language,
+                    longest_seconds=config.longest_seconds,
+                    batch_size=config.batch_size,
+                    num_beams=config.beams,
+                    max_new_tokens=config.max_new_tokens,
+                )
+            )
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            broken += 1
+            print(f"skipped: {error}", file=sys.stderr)
+            continue
+        written.append((file, write_segments(str(file), segments, config.format)))
+        if config.output is None:
+            print(written[-1][1], end="", flush=True)
+    if broken == len(files):
+        raise UserError(f"none of {len(files)} recordings could be read")
+    if config.output is not None:
+        write_all(config.output, written, config.format)
+
+
+def write_all(output: Path, written: list[tuple[Path, str]], form: Format) -> None:
+    """All JSON lines in one file; subtitles in one file for each recording."""
+    if form == "jsonl":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("".join(text for _, text in written), encoding="utf-8")
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for file, text in written:
+        (output / f"{file.stem}.{form}").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,181 @@
+"""Train speech recognition and translation on a frozen decoder: encoder and adapter jointly (Llama 3 paper, section 8.2
+/ spec B5), after a CTC warm start of the encoder and a stage of the adapter alone, which small data needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multimodal.config import dump
+from multimodal.model import MultimodalModel
+from multimodal.pretrained import BUILTIN, load_for_training
+from multimodal.train.config import StageConfig, TrainConfig
+from multimodal.train.loop import TrainResult, train
+from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
+from speech.conformer import ConformerConfig
+from speech.encoder_folder import load_encoder, read_encoder_config
+from speech.encoder_training import fit_statistics, train_ctc
+from speech.speech_adapter import SpeechAdapterConfig
+from speech.speech_data import (
+    WRITERS,
+    SpeechDataConfig,
+    batches_by_seconds,
+    dev_utterances,
+    evaluation_sets,
+    training_utterances,
+)
+from speech.speech_modality import SpeechConfig
+from speech.spoken_texts import Writer
+from speech.utterance import Utterance
+
+CTC_RATES = {"encoder": 2e-3, "head": 2e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsrConfig:
+    """Train a speech adapter on a frozen decoder."""
+
+    run_dir: Path
+    """Folder for logs, checkpoints and the adapter."""
+    train: TrainConfig
+    decoder: str = BUILTIN
+    """"builtin", a folder, or a name of the hub."""
+    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    encoder_weights: Path | None = None
+    """Encoder folder of `pretrain_speech_encoder`, whose sizes are taken."""
+    adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
+    data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
+    ctc: StageConfig = field(default_factory=StageConfig)
+    """The encoder alone learns to spell, before it meets the decoder."""
+    adapter_only: StageConfig = field(default_factory=StageConfig)
+    """The adapter learns while the encoder stands still."""
+    beams: int = 1
+    """Beam search width in the test; 1 = greedy."""
+    max_new_tokens: int = 64
+    checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+@dataclass(frozen=True)
+class AsrResult:
+    """What a run did: the last stage, and the scores of each set by its name ("" is the main one)."""
+
+    trained: TrainResult
+    scores: dict[str, SpeechScores]
+
+    def metrics(self) -> dict[str, float]:
+        """All numbers for `metrics.json`."""
+        return all_metrics(self.scores)
+
+
+def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> MultimodalModel:
+    """The frozen decoder with a new speech adapter, on the device of the run.
+
+    Args:
+        utterances: whose sound gives the statistics of the features, where no encoder is given.
+
+    Raises:
+        UserError: decoder or encoder cannot be loaded, or no sound read.
+    """
+    decoder, tokenizer = load_for_training(config.decoder, config.train)
+    torch.manual_seed(config.train.seed)
+    model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
+    weights = config.encoder_weights
+    sizes = config.encoder if weights is None else read_encoder_config(weights)
+    model.add("audio", SpeechConfig(encoder=sizes, adapter=config.adapter))
+    speech = speech_of(model)
+    speech.augment = config.data.augment
+    if weights is None:
+        fit_statistics(speech.log_mel, [(u.sound, u.id) for u in utterances], seed=config.train.seed)
+    else:
+        load_encoder(speech.log_mel, speech.encoder, weights)
+    if config.checkpointing:
+        decoder.enable_gradient_checkpointing()
+        speech.encoder.enable_gradient_checkpointing()
+    return model
+
+
+def _warm_start(
+    config: AsrConfig, model: MultimodalModel, utterances: Sequence[Utterance], dev: Sequence[Utterance]
+) -> None:
+    speech = speech_of(model)
+    settings = config.ctc.settings(config.train, rates=CTC_RATES)
+    train_ctc(
+        speech.log_mel,
+        speech.encoder,
+        utterances,
+        dev,
+        data=config.data,
+        settings=settings,
+        run_dir=config.run_dir / "ctc",
+        resume=config.resume,
+        config_yaml=dump(config),
+    )
+
+
+def _stage(
+    config: AsrConfig,
+    model: MultimodalModel,
+    settings: TrainConfig,
+    name: str,
+    utterances: Sequence[Utterance],
+    dev: Sequence[Utterance],
+) -> TrainResult:
+    data = config.data
+    samples = SpeechSamples(model, utterances, augment=data.augment, silence=data.silence, on_error=data.on_error)
+    heard = read_spoken(model, dev) if dev else []
+
+    def evaluate(step: int) -> dict[str, float]:
+        return evaluate_speech(model, heard, max_new_tokens=config.max_new_tokens).metrics()
+
+    return train(
+        task=model,
+        dataset=samples,
+        collate=model.collate,
+        config=settings,
+        run_dir=config.run_dir / name,
+        resume=config.resume,
+        evaluate=evaluate if heard else None,
+        config_yaml=dump(config),
+        order=batches_by_seconds(samples.waveforms.seconds, data, settings) if data.batch_seconds else None,
+    )
+
+
+def train_asr(
+    config: AsrConfig, *, writers: Sequence[Writer] = WRITERS, report: Callable[[str], None] = print
+) -> tuple[MultimodalModel, AsrResult]:
+    """All stages; the trained model, its adapter saved in `run_dir/adapter`, and what the run did.
+
+    Args:
+        writers: of the built-in sentences.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    data, seed = config.data, config.train.seed
+    utterances = training_utterances(data, seed=seed, writers=writers)
+    dev = dev_utterances(data, seed=seed, writers=writers)
+    model = build_model(config, utterances)
+    sha256 = model.decoder.sha256()
+    if config.ctc.steps:
+        _warm_start(config, model, utterances, dev)
+    if config.adapter_only.steps:
+        rates = config.train.learning_rates | {"encoder": 0.0}
+        _stage(config, model, config.adapter_only.settings(config.train, rates=rates), "adapter_only", utterances, dev)
+    trained = _stage(config, model, config.train, "joint", utterances, dev)
+    if model.decoder.sha256() != sha256:
+        raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
+    sets = evaluation_sets(data, seed=seed, writers=writers)
+    options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
+    result = AsrResult(trained, evaluate_sets(model, sets, seed=seed, **options))
+    recipe: Mapping[str, Any] = asdict(config)
+    model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=trained.metrics | result.metrics())
+    if trained.skipped:
+        report(f"{trained.skipped} samples with broken recordings were skipped")
+    report(f"adapter saved in {config.run_dir / 'adapter'} ({trained.steps} steps, {trained.seconds:.0f} s)")
+    return model, result

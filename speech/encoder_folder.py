@@ -1,0 +1,57 @@
+"""A speech encoder as a folder: its weights and the statistics of its features in safetensors, its sizes in JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from multimodal.errors import UserError
+from speech.conformer import Conformer, ConformerConfig
+from speech.features import LogMel
+
+ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
+
+
+def _both(log_mel: LogMel, encoder: Conformer) -> nn.Module:
+    return nn.ModuleDict({"log_mel": log_mel, "encoder": encoder})
+
+
+def save_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
+    """Write an encoder with its features."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _both(log_mel, encoder).state_dict().items()}
+    save_file(tensors, folder / ENCODER_FILE)
+    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2) + "\n")
+
+
+def read_encoder_config(folder: Path) -> ConformerConfig:
+    """The sizes of a saved encoder.
+
+    Raises:
+        UserError: not such a folder, or of another version.
+    """
+    file = folder / ENCODER_CONFIG
+    try:
+        return ConformerConfig(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file}: {reason}; expected a folder written by pretrain_speech_encoder") from None
+
+
+def load_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
+    """Load what `save_encoder` wrote into an encoder of the same sizes and its features.
+
+    Raises:
+        UserError: no such file, or weights of other sizes.
+    """
+    file = folder / ENCODER_FILE
+    try:
+        _both(log_mel, encoder).load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file}: {reason}; expected a folder written by pretrain_speech_encoder") from None
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit the encoder's sizes: {str(error).splitlines()[1].strip()}") from None

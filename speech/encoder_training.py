@@ -1,0 +1,311 @@
+"""Train the speech encoder before any decoder: BEST-RQ on sound alone, or CTC on transcripts.
+
+BEST-RQ is the paper's pre-training (section 8.2 / spec B2.1); CTC is the warm start that small data needs, from random
+weights or from those of BEST-RQ.
+
+Legend: B utterances, S samples, U tokens.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from multimodal.config import dump
+from multimodal.data.text import spoken_form
+from multimodal.errors import UserError
+from multimodal.files import find_files
+from multimodal.train.config import TrainConfig
+from multimodal.train.loop import TrainResult, train
+from speech.audio import AUDIO_SUFFIXES
+from speech.augment import Augment, mask_features
+from speech.best_rq import BestRQConfig, BestRQTask
+from speech.conformer import Conformer, ConformerConfig
+from speech.ctc import CTCHead
+from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
+from speech.features import LogMel, LogMelConfig
+from speech.frames import SpeechBatch, pad_batch
+from speech.speech_data import (
+    SPOKEN,
+    WRITERS,
+    SpeechDataConfig,
+    batches_by_seconds,
+    dev_utterances,
+    training_utterances,
+)
+from speech.spoken_texts import Writer
+from speech.utterance import FileSound, Sound, Utterance, Waveforms
+from speech.word_errors import character_error_rate, word_error_rate
+
+STATISTICS_FROM = 500
+"""So many utterances, drawn by the seed, give mean and deviation of the features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechEncoderConfig:
+    """Pre-training or fine-tuning of the speech encoder."""
+
+    run_dir: Path
+    """The encoder is saved in its `encoder` subfolder."""
+    train: TrainConfig
+    objective: Literal["best-rq", "ctc"] = "best-rq"
+    """best-rq needs sound alone, ctc transcripts."""
+    encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    weights: Path | None = None
+    """Go on from an encoder folder, in its sizes."""
+    best_rq: BestRQConfig = field(default_factory=BestRQConfig)
+    data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
+    untranscribed: bool = False
+    """best-rq: the source is a folder of sound without transcripts, all of which is used."""
+    resume: bool = False
+    """Go on from the newest checkpoint of the run folder."""
+
+
+class FromWaveforms(nn.Module):
+    """A task on features as one on waveforms: features are made on the device of the model.
+
+    Args:
+        log_mel: the features, with their statistics.
+        task: BEST-RQ on the features.
+    """
+
+    def __init__(self, log_mel: LogMel, task: BestRQTask) -> None:
+        super().__init__()
+        self.log_mel, self.task = log_mel, task
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Those of the task."""
+        return self.task.parts()
+
+    def loss(self, batch: SpeechBatch) -> tuple[Tensor, int]:
+        """The task's loss of waveforms [B, S]."""
+        return self.task.loss(SpeechBatch(*self.log_mel(batch.padded, batch.lengths)))
+
+    def log_values(self) -> dict[str, float]:
+        """Those of the task."""
+        return self.task.log_values()
+
+
+@dataclass(frozen=True)
+class CTCBatch:
+    """Waveforms with their characters [B, U] and the number of those of each."""
+
+    sound: SpeechBatch
+    targets: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> "CTCBatch":
+        return CTCBatch(self.sound.to(device), self.targets.to(device), self.lengths.to(device))
+
+
+class CTCTask(nn.Module):
+    """Encoder and CTC head on the characters of transcripts in spoken form; a `Task` of the training engine.
+
+    Args:
+        log_mel, encoder: they go on afterwards, the head does not.
+        alphabet: the characters that there are.
+        augment: SpecAugment in training.
+    """
+
+    def __init__(self, log_mel: LogMel, encoder: Conformer, *, alphabet: str, augment: Augment | None = None) -> None:
+        super().__init__()
+        self.log_mel, self.encoder, self.alphabet, self.augment = log_mel, encoder, alphabet, augment
+        self.head = CTCHead(width=encoder.feature_dim, vocabulary=len(alphabet))
+        self.left_out = 0
+        """Utterances of training so far whose transcript is longer than their sound allows."""
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainables: 'encoder', which is kept, and 'head', which is thrown away afterwards."""
+        return {part: list(getattr(self, part).named_parameters(prefix=part)) for part in ("encoder", "head")}
+
+    def collate(self, samples: Sequence[tuple[Tensor, str]]) -> CTCBatch:
+        """Waveforms with their transcripts; characters that are not in the alphabet are left out."""
+        ids = [torch.tensor([self.alphabet.index(c) for c in spoken_form(t) if c in self.alphabet]) for _, t in samples]
+        targets_BU = nn.utils.rnn.pad_sequence([i.long() for i in ids], batch_first=True)
+        return CTCBatch(pad_batch([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
+
+    def _hidden(self, sound: SpeechBatch) -> tuple[Tensor, Tensor]:
+        features_BMF, lengths_B = self.log_mel(sound.padded, sound.lengths)
+        if self.training and self.augment is not None:
+            features_BMF = mask_features(features_BMF, lengths_B, settings=self.augment, rng=torch.default_generator)
+        return self.encoder(features_BMF, lengths_B), self.encoder.output_length(lengths_B)
+
+    def loss(self, batch: CTCBatch) -> tuple[Tensor, int]:
+        """Summed CTC loss and the number of characters."""
+        found = self.head.loss(*self._hidden(batch.sound), batch.targets, batch.lengths)
+        self.left_out += found.skipped if self.training else 0
+        return found.total, found.tokens
+
+    def log_values(self) -> dict[str, float]:
+        """How many utterances had no place for their transcript since the run began or went on."""
+        return {"ctc_left_out": float(self.left_out)}
+
+    @torch.no_grad()
+    def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
+        """Greedy transcripts of one batch."""
+        sound = pad_batch(list(waveforms)).to(self.log_mel.mean_C.device)
+        return ["".join(self.alphabet[i] for i in ids) for ids in self.head.decode(*self._hidden(sound))]
+
+
+class TranscribedSamples:
+    """Waveforms with their transcripts as training samples.
+
+    Args:
+        utterances: of which those to be transcribed are taken.
+        rate: samples a second.
+        data: augmentation, and what is done with broken recordings.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], *, rate: int, data: SpeechDataConfig) -> None:
+        self.utterances = [u for u in utterances if u.task == "transcribe"]
+        sounds = [(u.sound, u.id) for u in self.utterances]
+        self.waveforms = Waveforms(sounds, rate=rate, augment=data.augment, on_error=data.on_error)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def sample(self, index: int, rng: random.Random) -> tuple[Tensor, str] | None:
+        waveform_S = self.waveforms.sample(index, rng)
+        return None if waveform_S is None else (waveform_S, self.utterances[index].text)
+
+
+def fit_statistics(log_mel: LogMel, sounds: Sequence[tuple[Sound, str]], *, seed: int) -> None:
+    """Set the statistics of the features to those of some of the sounds, drawn by the seed.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    chosen = random.Random(f"statistics/{seed}").sample(list(sounds), min(STATISTICS_FROM, len(sounds)))
+    waveforms = Waveforms(chosen, rate=log_mel.config.rate, longest="crop")
+    found = (waveforms.sample(i, random.Random(i)) for i in range(len(waveforms)))
+    log_mel.fit_statistics(waveform_S for waveform_S in found if waveform_S is not None)
+
+
+def build_encoder(
+    config: ConformerConfig, weights: Path | None, sounds: Sequence[tuple[Sound, str]], *, seed: int
+) -> tuple[LogMel, Conformer]:
+    """Features and encoder: new, with statistics of the sounds, or those of an encoder folder.
+
+    Raises:
+        UserError: the folder, or every sound, cannot be read.
+    """
+    torch.manual_seed(seed)
+    config = config if weights is None else read_encoder_config(weights)
+    log_mel, encoder = LogMel(LogMelConfig(channels=config.mels)), Conformer(config)
+    if weights is None:
+        fit_statistics(log_mel, sounds, seed=seed)
+    else:
+        load_encoder(log_mel, encoder, weights)
+    return log_mel, encoder
+
+
+def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WRITERS) -> TrainResult:
+    """Pre-train on sound alone and save the encoder.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    data = config.data
+    if config.untranscribed:
+        if data.source == SPOKEN:
+            raise UserError("--untranscribed: expected --data.source to be a folder of sound")
+        files = find_files([data.source], AUDIO_SUFFIXES, what="sound")
+        sounds: list[tuple[Sound, str]] = [(FileSound(path), str(path)) for path in files]
+    else:
+        sounds = [(u.sound, u.id) for u in training_utterances(data, seed=config.train.seed, writers=writers)]
+    log_mel, encoder = build_encoder(config.encoder, config.weights, sounds, seed=config.train.seed)
+    waveforms = Waveforms(
+        sounds, rate=log_mel.config.rate, augment=data.augment, longest="crop", on_error=data.on_error
+    )
+    result = train(
+        task=FromWaveforms(log_mel, BestRQTask(encoder, config.best_rq)),
+        dataset=waveforms,
+        collate=pad_batch,
+        config=config.train,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        config_yaml=dump(config),
+        order=batches_by_seconds(waveforms.seconds, data, config.train) if data.batch_seconds else None,
+    )
+    save_encoder(log_mel, encoder, config.run_dir / "encoder")
+    return result
+
+
+def train_ctc(
+    log_mel: LogMel,
+    encoder: Conformer,
+    utterances: Sequence[Utterance],
+    dev: Sequence[Utterance],
+    *,
+    data: SpeechDataConfig,
+    settings: TrainConfig,
+    run_dir: Path,
+    resume: bool,
+    config_yaml: str,
+) -> TrainResult:
+    """Fine-tune an encoder by CTC; its WER and CER on `dev` come with the result.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    samples = TranscribedSamples(utterances, rate=log_mel.config.rate, data=data)
+    if not samples.utterances:
+        raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
+    alphabet = "".join(sorted({c for u in samples.utterances for c in spoken_form(u.text)}))
+    task = CTCTask(log_mel, encoder, alphabet=alphabet, augment=data.augment)
+    return train(
+        task=task,
+        dataset=samples,
+        collate=task.collate,
+        config=settings,
+        run_dir=run_dir,
+        resume=resume,
+        evaluate=(lambda step: ctc_scores(task, dev)) if dev else None,
+        config_yaml=config_yaml,
+        order=batches_by_seconds(samples.waveforms.seconds, data, settings) if data.batch_seconds else None,
+    )
+
+
+def ctc_scores(task: CTCTask, utterances: Sequence[Utterance], *, batch_size: int = 32) -> dict[str, float]:
+    """WER and CER of the head's greedy transcripts."""
+    waveforms = Waveforms([(u.sound, u.id) for u in utterances], rate=task.log_mel.config.rate)
+    found = [(waveforms.sample(i, random.Random(i)), u.text) for i, u in enumerate(utterances)]
+    kept: list[tuple[Any, str]] = sorted(((w, t) for w, t in found if w is not None), key=lambda pair: len(pair[0]))
+    said = [
+        text
+        for start in range(0, len(kept), batch_size)
+        for text in task.transcribe([w for w, _ in kept[start : start + batch_size]])
+    ]
+    truths = [text for _, text in kept]
+    return {"ctc_wer": word_error_rate(said, truths), "ctc_cer": character_error_rate(said, truths)}
+
+
+def pretrain_speech_encoder(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WRITERS) -> TrainResult:
+    """Train the encoder by the objective and save it in `run_dir/encoder`.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
+    if config.objective == "best-rq":
+        return train_best_rq(config, writers=writers)
+    seed, data = config.train.seed, config.data
+    utterances = training_utterances(data, seed=seed, writers=writers)
+    dev = dev_utterances(data, seed=seed, writers=writers)
+    log_mel, encoder = build_encoder(config.encoder, config.weights, [(u.sound, u.id) for u in utterances], seed=seed)
+    result = train_ctc(
+        log_mel,
+        encoder,
+        utterances,
+        dev,
+        data=data,
+        settings=config.train,
+        run_dir=config.run_dir,
+        resume=config.resume,
+        config_yaml=dump(config),
+    )
+    save_encoder(log_mel, encoder, config.run_dir / "encoder")
+    return result

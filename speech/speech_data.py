@@ -1,0 +1,186 @@
+"""Which utterances a run learns and is judged by: built-in sentences, digits in a row, or any set with transcripts."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from multimodal.data.broken import OnError
+from multimodal.data.buckets import LengthBuckets
+from multimodal.data.order import Order
+from multimodal.errors import UserError
+from multimodal.train.config import TrainConfig
+from speech.augment import Augment
+from speech.fsdd import connected_digits, is_fsdd
+from speech.spoken_data import spoken_sentences, spoken_translations
+from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, short_prose
+from speech.transcripts import SpeechColumns, read_transcripts
+from speech.utterance import Utterance
+
+SPOKEN = "spoken"
+WRITERS: tuple[Writer, ...] = (number_phrase, short_prose)
+TEST_COUNT = 300
+"""Built-in sentences, or digits in a row, in a test that names no number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechDataConfig:
+    """Where speech comes from and how it is used."""
+
+    source: str = SPOKEN
+    """"spoken" (built in, needs espeakng-loader), a folder with a transcript table, a JSONL manifest, or a folder as
+    FSDD, LibriSpeech or GRID have it."""
+    train_split: str = "train"
+    dev_split: str = "dev"
+    """Evaluated during training, with controls. Never the split that is reported."""
+    dev_count: int = 50
+    """Utterances of the dev split that are used; 0 = none."""
+    test_split: str = ""
+    """Evaluated once at the end; empty = none. Built-in sentences have a test of their own."""
+    test_count: int = 0
+    """So many of them, chosen by the seed; 0 = all."""
+    columns: SpeechColumns = field(default_factory=SpeechColumns)
+    language: str = "English"
+    """Of texts that do not say theirs."""
+    speaker: str = ""
+    """A speaker held out of training, who alone speaks in the test."""
+    share: float = 1.0
+    """Part of the training utterances that is used, chosen by the seed."""
+    connected: int = 0
+    """FSDD: digits in a row made of the single ones, so many in an epoch beside them."""
+    digits: tuple[int, int] = (3, 6)
+    """How many digits are in a row."""
+    sentences: int = 20000
+    """Built-in sentences in an epoch."""
+    translations: int = 0
+    """Built-in numbers, times and dates to translate into English in an epoch."""
+    zero_shot: str = "Italian"
+    """The language that is translated in the test alone; empty = none."""
+    temperature: float = 1.0
+    """Mixing of tasks and languages: shares are proportional to their numbers to the power of 1 / temperature."""
+    silence: float = 0.02
+    """Part of the training samples in which nothing is said, and nothing is to be written."""
+    batch_seconds: float = 0.0
+    """Seconds of sound in a batch of utterances of like length (at most batch-size of them); 0 = any lengths."""
+    buckets: int = 8
+    """Classes of length."""
+    augment: Augment = field(default_factory=Augment)
+    on_error: OnError = "skip"
+    """A broken recording is skipped, counted and reported, or ends the run."""
+
+    def __post_init__(self) -> None:
+        wrong = {
+            f"share {self.share}, expected more than 0, at most 1": not 0 < self.share <= 1,
+            f"temperature {self.temperature}, expected 1 or more": self.temperature < 1,
+            f"silence {self.silence}, expected 0 to below 1": not 0 <= self.silence < 1,
+            f"batch_seconds {self.batch_seconds}, expected 0 or more": self.batch_seconds < 0,
+            f"buckets {self.buckets}, expected 1 or more": self.buckets < 1,
+            f"zero_shot {self.zero_shot!r}, expected one of {', '.join(SOURCE_LANGUAGES)}": (
+                bool(self.zero_shot) and self.zero_shot not in SOURCE_LANGUAGES
+            ),
+        }
+        for what, holds in wrong.items():
+            if holds:
+                raise UserError(f"speech data: {what}")
+
+    @property
+    def translated(self) -> tuple[str, ...]:
+        """Languages whose translation is learnt."""
+        return tuple(language for language in SOURCE_LANGUAGES if language != self.zero_shot)
+
+    def read(self, split: str) -> list[Utterance]:
+        """Utterances of a split of a set on disk, as they are there."""
+        return read_transcripts(
+            self.source, split=split, columns=self.columns, language=self.language, speaker=self.speaker
+        )
+
+
+def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[Writer] = WRITERS) -> list[Utterance]:
+    """What a run learns, tasks mixed as the temperature says.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    if data.source == SPOKEN:
+        found = spoken_sentences(writers, count=data.sentences, split="train", seed=seed)
+        found += spoken_translations(data.translated, count=data.translations, split="train", seed=seed)
+    else:
+        found = data.read(data.train_split)
+        if data.share < 1:
+            found = random.Random(f"share/{seed}").sample(found, max(1, round(data.share * len(found))))
+        if data.connected:
+            found += connected_digits(found, count=data.connected, seed=seed, digits=(2, data.digits[1]))
+    return mix(found, temperature=data.temperature)
+
+
+def mix(utterances: Sequence[Utterance], *, temperature: float) -> list[Utterance]:
+    """Repeat the rarer tasks and languages until their shares are those of the temperature; the most frequent stays.
+
+    With n_i utterances of a kind, shares are proportional to n_i ** (1 / temperature); 1 leaves all as it is.
+    """
+    kinds: defaultdict[tuple[str, str], list[Utterance]] = defaultdict(list)
+    for utterance in utterances:
+        kinds[utterance.task, utterance.language].append(utterance)
+    largest = max(map(len, kinds.values()), default=0)
+    mixed: list[Utterance] = []
+    for kind in kinds.values():
+        wanted = round(largest * (len(kind) / largest) ** (1 / temperature))
+        mixed += [kind[i % len(kind)] for i in range(wanted)]
+    return mixed
+
+
+def dev_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[Writer] = WRITERS) -> list[Utterance]:
+    """What is evaluated during training, of one task; empty if there is to be nothing.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    if not data.dev_count:
+        return []
+    if data.source == SPOKEN:
+        return spoken_sentences(writers, count=data.dev_count, split="held_out", seed=seed + 1)
+    try:
+        found = [u for u in data.read(data.dev_split) if u.task == "transcribe"]
+    except UserError as error:
+        raise UserError(f"{error} (--data.dev-count 0 trains without)") from None
+    return random.Random(f"dev/{seed}").sample(found, min(data.dev_count, len(found)))
+
+
+def evaluation_sets(
+    data: SpeechDataConfig, *, seed: int, writers: Sequence[Writer] = WRITERS
+) -> dict[str, list[Utterance]]:
+    """What a run is judged by: utterances of one task each, by the name that their scores get; "" is the main set.
+
+    Raises:
+        UserError: the source cannot be read.
+    """
+    count = data.test_count
+    if data.source == SPOKEN:
+        count = count or TEST_COUNT
+        sets = {"": spoken_sentences(writers, count=count, split="held_out", seed=seed + 2)}
+        directions = {"translation": data.translated, "zero_shot": (data.zero_shot,) if data.zero_shot else ()}
+        for name, languages in directions.items():
+            if data.translations and languages:
+                sets[name] = spoken_translations(languages, count=count, split="held_out", seed=seed + 2)
+        return sets
+    if not data.test_split:
+        return {}
+    found = data.read(data.test_split)
+    sets = {
+        "": [u for u in found if u.task == "transcribe"],
+        "translation": [u for u in found if u.task != "transcribe"],
+    }
+    if is_fsdd(Path(data.source).expanduser()):
+        sets["connected"] = connected_digits(found, count=count or TEST_COUNT, seed=seed + 2, digits=data.digits)
+    rng = random.Random(f"test/{seed}")
+    return {name: rng.sample(some, min(count or len(some), len(some))) for name, some in sets.items() if some}
+
+
+def batches_by_seconds(seconds: Sequence[float], data: SpeechDataConfig, train: TrainConfig) -> Order | None:
+    """The order of a run whose batches are so many seconds long; None where they are so many utterances."""
+    if not data.batch_seconds:
+        return None
+    return LengthBuckets(
+        seconds, most=data.batch_seconds, batch_size=train.batch_size, seed=train.seed, buckets=data.buckets
+    )

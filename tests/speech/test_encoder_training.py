@@ -1,0 +1,105 @@
+"""Encoders before any decoder: CTC learns what tones are called, BEST-RQ needs sound alone, both go on after a stop."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from multimodal.data.tables import read_text
+from multimodal.errors import UserError
+from speech.augment import Augment
+from speech.best_rq import BestRQConfig
+from speech.conformer import Conformer, ConformerConfig
+from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
+from speech.encoder_training import CTCTask, SpeechEncoderConfig, pretrain_speech_encoder
+from speech.features import LogMel, LogMelConfig
+from speech.speech_data import SpeechDataConfig
+from tests.speech.made_speech import save_digits, tone
+from tests.tiny_models import train_config
+
+TINY = ConformerConfig(mels=20, width=32, layers=1, heads=2, ffn=64, dropout=0.0)
+STILL = Augment(speeds=(1.0,), noise_chance=0, time_masks=0, channel_masks=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_digits(tmp_path_factory.mktemp("fsdd"))
+
+
+def config(folder: Path, run_dir: Path, objective: Any, **train: Any) -> SpeechEncoderConfig:
+    part = "head" if objective == "ctc" else "heads"
+    settings = {"learning_rates": {"encoder": 3e-3, part: 3e-3}, "batch_size": 8, "precision": "fp32"} | train
+    return SpeechEncoderConfig(
+        run_dir=run_dir,
+        train=train_config(**settings),
+        objective=objective,
+        encoder=TINY,
+        best_rq=BestRQConfig(codebooks=2, entries=16),
+        data=SpeechDataConfig(source=str(folder), dev_count=6, batch_seconds=4, augment=STILL),
+    )
+
+
+def log(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in read_text(run_dir / "log.jsonl", expected="").splitlines()]
+
+
+def encoder_of(run_dir: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run_dir / "encoder" / "encoder.safetensors")
+
+
+def test_ctc_learns_what_tones_are_called(folder: Path, tmp_path: Path) -> None:
+    result = pretrain_speech_encoder(config(folder, tmp_path / "run", "ctc", steps=90))
+    assert result.metrics["ctc_wer"] <= 0.2, result.metrics
+    losses = [line["loss"] for line in log(tmp_path / "run") if line.get("loss") is not None]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("objective", ["ctc", "best-rq"])
+def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, tmp_path: Path, objective: str) -> None:
+    first = config(folder, tmp_path / "parts", objective, steps=2, schedule="constant", warmup=0)
+    straight = config(folder, tmp_path / "straight", objective, steps=4, schedule="constant", warmup=0)
+    pretrain_speech_encoder(straight)
+    pretrain_speech_encoder(first)
+    pretrain_speech_encoder(replace(first, train=straight.train, resume=True))
+    expected, found = encoder_of(tmp_path / "straight"), encoder_of(tmp_path / "parts")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_best_rq_needs_no_transcripts_and_logs_its_codes(folder: Path, tmp_path: Path) -> None:
+    settings = config(folder, tmp_path / "run", "best-rq", steps=3)
+    data = replace(settings.data, source=str(folder / "recordings"))
+    pretrain_speech_encoder(replace(settings, untranscribed=True, data=data))
+    assert {"code_usage.0", "code_perplexity.1", "accuracy_above_unigram"} <= log(tmp_path / "run")[-1].keys()
+    warm = replace(config(folder, tmp_path / "ctc", "ctc", steps=1), weights=tmp_path / "run" / "encoder")
+    pretrain_speech_encoder(warm)
+    statistics = [encoder_of(tmp_path / run)["log_mel.mean_C"] for run in ("run", "ctc")]
+    assert torch.equal(*statistics)
+
+
+def test_characters_that_are_not_in_the_alphabet_are_left_out() -> None:
+    task = CTCTask(LogMel(LogMelConfig(channels=20)), Conformer(TINY), alphabet=" enosv")
+    batch = task.collate([(tone(1), "Seven, zero!"), (tone(2), "")])
+    assert batch.lengths.tolist() == [len("seven eo"), 0]
+    loss, tokens = task.loss(batch)
+    assert torch.isfinite(loss) and tokens == task.train().loss(batch)[1]
+
+
+def test_an_encoder_folder_gives_the_encoder_back(tmp_path: Path) -> None:
+    log_mel, encoder = LogMel(LogMelConfig(channels=20)), Conformer(TINY)
+    log_mel.fit_statistics([tone(1)])
+    save_encoder(log_mel, encoder, tmp_path)
+    assert read_encoder_config(tmp_path) == TINY
+    other = LogMel(LogMelConfig(channels=20)), Conformer(TINY)
+    load_encoder(*other, tmp_path)
+    assert torch.equal(other[0].mean_C, log_mel.mean_C)
+    assert all(torch.equal(a, b) for a, b in zip(other[1].parameters(), encoder.parameters(), strict=True))
+    with pytest.raises(UserError, match="does not fit the encoder's sizes"):
+        load_encoder(other[0], Conformer(replace(TINY, layers=2)), tmp_path)
+    with pytest.raises(UserError, match="expected a folder written by pretrain_speech_encoder"):
+        read_encoder_config(tmp_path / "none")

@@ -1,0 +1,71 @@
+"""What a run learns and is judged by, whatever the source."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from multimodal.errors import UserError
+from speech.speech_data import (
+    SpeechDataConfig,
+    batches_by_seconds,
+    dev_utterances,
+    evaluation_sets,
+    mix,
+    training_utterances,
+)
+from speech.utterance import Utterance
+from tests.speech.made_speech import save_digits
+from tests.tiny_models import train_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_digits(tmp_path_factory.mktemp("fsdd"))
+
+
+def test_digits_come_alone_and_in_a_row(folder: Path) -> None:
+    data = SpeechDataConfig(source=str(folder), connected=15, test_split="test", test_count=12)
+    assert len(training_utterances(data, seed=0)) == 20 + 15
+    sets = evaluation_sets(data, seed=0)
+    assert {name: len(found) for name, found in sets.items()} == {"": 12, "connected": 12}
+    assert all(3 <= len(u.text.split()) <= 6 for u in sets["connected"])
+    assert {u.id for u in dev_utterances(data, seed=0)} <= {u.id for u in training_utterances(data, seed=0)}
+    assert evaluation_sets(SpeechDataConfig(source=str(folder)), seed=0) == {}
+
+
+def test_a_share_of_the_transcripts_is_drawn_by_the_seed(folder: Path) -> None:
+    data = SpeechDataConfig(source=str(folder), share=0.25)
+    first, again, other = (training_utterances(data, seed=seed) for seed in (0, 0, 1))
+    assert len(first) == 5 and first == again and first != other
+
+
+def test_built_in_speech_keeps_a_language_for_the_test() -> None:
+    data = SpeechDataConfig(sentences=30, translations=60, test_count=8)
+    train, sets = training_utterances(data, seed=0), evaluation_sets(data, seed=0)
+    assert not [u for u in train if u.id.startswith("Italian")] and set(sets) == {"", "translation", "zero_shot"}
+    assert all(u.id.startswith("Italian") for u in sets["zero_shot"])
+    assert not {u.text for u in train} & {u.text for found in sets.values() for u in found}
+
+
+@pytest.mark.parametrize(("temperature", "wanted"), [(1.0, 4), (2.0, 20), (1e9, 100)])
+def test_rare_tasks_come_more_often_at_a_temperature(temperature: float, wanted: int) -> None:
+    sound = None
+    utterances = [Utterance(sound=sound, text="a", id=f"a{i}") for i in range(100)]  # type: ignore[arg-type]
+    utterances += [Utterance(sound=sound, text="b", id=f"b{i}", task="translate") for i in range(4)]  # type: ignore[arg-type]
+    mixed = Counter(u.id for u in mix(utterances, temperature=temperature))
+    assert sum(n for id, n in mixed.items() if id[0] == "a") == 100
+    rare = [n for id, n in mixed.items() if id[0] == "b"]
+    assert sum(rare) == wanted and max(rare) - min(rare) <= 1
+
+
+def test_batches_by_seconds_are_wanted_or_not() -> None:
+    assert batches_by_seconds([1.0], SpeechDataConfig(), train_config()) is None
+    order = batches_by_seconds([1.0] * 9, SpeechDataConfig(batch_seconds=3), train_config(batch_size=8))
+    assert order is not None and len(order(0)) <= 3
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0}, {"temperature": 0.5}, {"silence": 1}, {"zero_shot": "Dutch"}])
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=f"speech data: {next(iter(wrong))}"):
+        SpeechDataConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,58 @@
+"""Texts to be spoken: numbers in words are right, held-out texts are not learnt."""
+
+import random
+
+import pytest
+
+from multimodal.data.text import spoken_form
+from multimodal.errors import UserError
+from speech.spoken_texts import (
+    SOURCE_LANGUAGES,
+    in_words,
+    is_held_out,
+    number_phrase,
+    ordinal_in_words,
+    short_prose,
+    spoken_and_translated,
+    write,
+)
+
+
+def test_numbers_in_words() -> None:
+    known = {
+        0: "zero",
+        13: "thirteen",
+        40: "forty",
+        105: "one hundred five",
+        1742: "one thousand seven hundred forty two",
+    }
+    assert {number: in_words(number) for number in known} == known
+    assert len({in_words(number) for number in range(10_000)}) == 10_000
+    ordinals = {1: "first", 12: "twelfth", 20: "twentieth", 22: "twenty second", 29: "twenty ninth", 4: "fourth"}
+    assert {number: ordinal_in_words(number) for number in ordinals} == ordinals
+    with pytest.raises(ValueError, match="expected 0 to"):
+        in_words(-1)
+
+
+@pytest.mark.parametrize("writer", [number_phrase, short_prose])
+def test_texts_are_in_spoken_form_and_split_by_their_letters(writer: object) -> None:
+    rng = random.Random(0)
+    learnt = {write(writer, rng, held_out=False) for _ in range(300)}  # type: ignore[arg-type]
+    kept = {write(writer, rng, held_out=True) for _ in range(30)}  # type: ignore[arg-type]
+    assert not learnt & kept and all(text == spoken_form(text) for text in learnt | kept)
+    assert len(learnt) > 100 and all(map(is_held_out, kept))
+
+
+@pytest.mark.parametrize("language", SOURCE_LANGUAGES)
+def test_translations_follow_from_the_source_alone(language: str) -> None:
+    rng = random.Random(0)
+    pairs = {spoken_and_translated(rng, language=language) for _ in range(2000)}
+    assert len({source for source, _ in pairs}) == len(pairs)
+    assert all(truth == spoken_form(truth) and not any(c.isdigit() for c in truth) for _, truth in pairs)
+
+
+def test_what_there_is_no_text_for_is_refused() -> None:
+    with pytest.raises(UserError, match="expected one of German"):
+        spoken_and_translated(random.Random(0), language="Dutch")
+    with pytest.raises(UserError, match="no text"):
+        write(lambda rng: "always this", random.Random(0), held_out=not is_held_out("always this"))

@@ -1,0 +1,97 @@
+"""Transcripts in every layout, and one clear line for each way that they can be wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multimodal.errors import UserError
+from speech.transcripts import SpeechColumns, read_transcripts
+from tests.speech.made_speech import save, save_digits, tone
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        save(tmp_path / "clips" / f"{name}.wav", tone(1))
+    return tmp_path
+
+
+def table(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_table_with_or_without_endings_splits_and_usual_names(folder: Path) -> None:
+    table(folder / "transcripts.tsv", "id\tsplit\ttext", "a\ttrain\tone, two", "b\tdev\ttwo", "c\ttrain\tthree")
+    found = read_transcripts(folder, split="train")
+    assert [(u.id, u.text, u.sound.path.name) for u in found] == [  # type: ignore[attr-defined]
+        ("a", "one, two", "a.wav"), ("c", "three", "c.wav")
+    ]  # fmt: skip
+    assert [u.id for u in read_transcripts(folder / "transcripts.tsv", split="validation")] == ["b"]
+    assert len(found[0].sound.waveform(16_000)) == pytest.approx(16_000 * found[0].sound.seconds, abs=2)
+
+
+def test_common_voice_has_a_file_for_each_split(folder: Path) -> None:
+    for split, name in (("train", "a"), ("test", "b")):
+        table(folder / f"{split}.tsv", "client_id\tpath\tsentence\tup_votes", f"x\t{name}.wav\tHello, you.\t2")
+    assert [(u.id, u.text) for u in read_transcripts(folder, split="test")] == [("b.wav", "Hello, you.")]
+
+
+def test_a_manifest_names_languages_and_tasks(folder: Path) -> None:
+    lines = [
+        {"audio_filepath": "a.wav", "text": "one", "split": "train"},
+        {"audio_filepath": "b.wav", "text": "one", "language": "French", "task": "translate", "split": "train"},
+    ]
+    manifest = table(folder / "m.jsonl", *map(json.dumps, lines))
+    found = read_transcripts(manifest, split="train", language="Dutch")
+    assert [(u.task, u.language) for u in found] == [("transcribe", "Dutch"), ("translate", "French")]
+    table(manifest, json.dumps(lines[0] | {"task": "sing"}))
+    with pytest.raises(UserError, match=r"line 1: task 'sing'; expected transcribe or translate"):
+        read_transcripts(manifest, split="train")
+
+
+def test_librispeech_grid_and_digits_as_they_come(tmp_path: Path) -> None:
+    book = tmp_path / "libri" / "84" / "121123"
+    save(book / "84-121123-0000.flac", tone(2))
+    table(book / "84-121123-0000.trans.txt", "84-121123-0000 GO DO YOU HEAR")
+    (found,) = read_transcripts(tmp_path / "libri", split="train")
+    assert (found.text, found.speaker) == ("GO DO YOU HEAR", "84") and found.sound.seconds == pytest.approx(0.3)
+    for name in ("bbaf3s", "bbaf4p", "other"):
+        save(tmp_path / "grid" / "s1" / f"{name}.wav", tone(3))
+    texts = {u.text for split in ("train", "dev", "test") for u in _of(tmp_path / "grid", split)}
+    assert texts == {"bin blue at f three soon", "bin blue at f four please"}
+    assert len(read_transcripts(save_digits(tmp_path / "fsdd"), split="test")) == 20
+
+
+def _of(folder: Path, split: str) -> list:  # type: ignore[type-arg]
+    try:
+        return read_transcripts(folder, split=split)
+    except UserError as error:
+        assert "no utterances of split" in str(error)
+        return []
+
+
+def test_a_missing_recording_is_broken_when_it_is_read(folder: Path) -> None:
+    table(folder / "train.csv", "audio,text", "a.wav,one", "gone.wav,two")
+    found = read_transcripts(folder, split="train")
+    assert found[1].sound.seconds == 0
+    with pytest.raises(UserError, match=r"gone\.wav: no such file"):
+        found[1].sound.waveform(16_000)
+
+
+def test_what_is_wrong_is_said_in_one_line(folder: Path) -> None:
+    cases = {
+        folder / "none": "expected a transcript table",
+        folder / "clips" / "a.wav": "not a table",
+        folder / "clips": "no transcripts found",
+        table(folder / "x.tsv", "sound\ttext", "a\tone"): "no column 'audio'",
+    }
+    for source, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            read_transcripts(source, split="train")
+    named = read_transcripts(folder / "x.tsv", split="train", columns=SpeechColumns(audio="sound"))
+    assert [u.text for u in named] == ["one"]
+    table(folder / "y.tsv", "id\ttext\tsplit", "a\tone\ttrain")
+    with pytest.raises(UserError, match=r"no utterances of split 'test'; splits found: train"):
+        read_transcripts(folder / "y.tsv", split="test")

@@ -1,0 +1,52 @@
+"""Waveforms on demand: cropped, refused or skipped, and always the same for the same generator."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from multimodal.errors import UserError
+from speech.augment import Augment
+from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Waveforms
+from tests.speech.made_speech import save, tone
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> FileSound:
+    return FileSound(save(tmp_path_factory.mktemp("sounds") / "a.wav", tone(3, seconds=0.5)))
+
+
+def test_the_header_says_about_how_long_it_is(sound: FileSound) -> None:
+    assert sound.seconds == pytest.approx(0.5) and len(sound.waveform(16_000)) == 8_000
+    joined = JoinedSounds((sound, sound), (0.25,))
+    assert joined.seconds == pytest.approx(1.25)
+    waveform_S = joined.waveform(16_000)
+    assert len(waveform_S) == 20_000 and not waveform_S[8_000:12_000].any() and waveform_S[12_001:].any()
+
+
+def test_the_generator_decides_about_augmentation(sound: FileSound) -> None:
+    plain = Waveforms([(sound, "a")], rate=16_000)
+    varied = Waveforms([(sound, "a")], rate=16_000, augment=Augment(noise_chance=1))
+    first, second, other = (varied.sample(0, random.Random(seed)) for seed in (1, 1, 2))
+    assert first is not None and second is not None and other is not None
+    assert torch.equal(first, second) and not torch.equal(first, other)
+    assert torch.equal(plain.sample(0, random.Random(1)), sound.waveform(16_000))  # type: ignore[arg-type]
+
+
+def test_more_than_a_minute_is_cropped_or_refused(tmp_path: Path) -> None:
+    long = FileSound(save(tmp_path / "long.wav", tone(1, seconds=61, rate=1_000), rate=1_000))
+    cropped = Waveforms([(long, "long")], rate=1_000, longest="crop")
+    found = cropped.sample(0, random.Random(0))
+    assert found is not None and len(found) == LONGEST_SECONDS * 1_000 and cropped.seconds == [LONGEST_SECONDS]
+    refused = Waveforms([(long, "long")], rate=1_000)
+    assert refused.sample(0, random.Random(0)) is None and refused.broken == {"long"}
+    with pytest.raises(UserError, match="at most 60 s"):
+        Waveforms([(long, "long")], rate=1_000, on_error="fail").sample(0, random.Random(0))
+
+
+def test_what_is_no_sound_is_skipped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "notes.wav").write_text("no sound")
+    broken = FileSound(tmp_path / "notes.wav")
+    waveforms = Waveforms([(broken, "notes")], rate=16_000)
+    assert broken.seconds == 0 and waveforms.sample(0, random.Random(0)) is None and waveforms.broken == {"notes"}
