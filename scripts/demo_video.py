@@ -11,6 +11,7 @@ from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
 from multimodal.report import write_json, write_report
+from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
 from vision.video_report import video_cards, video_report
 from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, held_out_clips, train_video_qa
@@ -30,6 +31,7 @@ def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
     model, result = train_video_qa(config)
+    proof = BareDecoder.load(model.decoder_name).proof(model)
     seed, data = config.train.seed, config.data
     clips = held_out_clips(
         data.clip_folder or config.run_dir / "clips",
@@ -56,9 +58,13 @@ def main() -> None:
         seconds=time.perf_counter() - started,
         peak_memory_mb=memory,
         charts=(Chart("Training loss per answer token", (curve_from_log(config.run_dir / "answer" / "log.jsonl"),)),),
+        decoder=proof,
     )
     write_report(config.run_dir / "report.html", report)
     facts = {
+        "text_logits_max_abs_diff": proof.text_logits_max_abs_diff,
+        "decoder_sha256_before": proof.sha256_before,
+        "decoder_sha256_after": proof.sha256_after,
         "train_seconds": result.seconds,
         "total_seconds": time.perf_counter() - started,
         "samples_per_second": result.samples_per_second,
