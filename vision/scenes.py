@@ -191,8 +191,8 @@ def scene_sample(
 
 
 def _without_names(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with other colours, or with other shapes, that have no name."""
-    if rng.random() < 0.5:
+    """The scene with other colours or, less often, since colours are learnt soon, with other shapes without a name."""
+    if rng.random() < 0.75:
         things = [replace(thing, colour="", rgb=_unnamed_colour(rng, scene.background)) for thing in scene.objects]
     else:
         things = [replace(thing, shape="", outline=_unnamed_shape(rng)) for thing in scene.objects]

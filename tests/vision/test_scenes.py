@@ -198,7 +198,7 @@ def test_a_share_of_scenes_has_colours_or_shapes_without_a_name_and_leaves_the_r
             if thing.rgb is not None:
                 assert min(math.dist(thing.rgb, rgb) for rgb in COLOURS.values()) > 80
         kinds["colour" if not new.objects[0].colour else "shape" if not new.objects[0].shape else "named"] += 1
-    assert 80 < kinds["named"] < 120 and min(kinds["colour"], kinds["shape"]) > 30
+    assert 80 < kinds["named"] < 120 and kinds["colour"] > 60 and kinds["shape"] > 15
 
 
 def test_the_first_scenes_have_no_names() -> None:
