@@ -9,7 +9,6 @@ Legend: S samples.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -51,7 +50,7 @@ class FileSound:
 
     path: Path
 
-    @cached_property
+    @property
     def seconds(self) -> float:
         """As its header says; 0 for a file that cannot be read."""
         import soundfile

@@ -25,7 +25,7 @@ SCRIPTS: dict[str, Any] = {
 RECIPES = {
     "demo_asr": demo_asr.Config,
     "fsdd": AsrConfig,
-    "grid": AsrConfig,
+    "grid_speech": AsrConfig,
     "speech_encoder": SpeechEncoderConfig,
     "speech_ctc": SpeechEncoderConfig,
 }

@@ -173,7 +173,7 @@ def test_pictures_are_read_as_told(config: CaptioningConfig) -> None:
     settings = replace(config.data, captions=2, flip=True, crop_scale=(0.5, 1.0), on_error="fail")
     made = training_data(model, replace(config, data=settings))
     assert isinstance(made, CaptionSamples) and made.captions == 2 and len(made) == 4
-    assert made.images.broken.on_error == "fail" and made.images.augment is not None
+    assert made.images.on_error == "fail" and made.images.augment is not None
     assert made.images.augment.flip and made.images.augment.crop_scale == (0.5, 1.0)
 
 

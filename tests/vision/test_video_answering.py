@@ -54,7 +54,7 @@ def test_broken_clips_are_skipped_and_counted_or_end_the_run(
     model: MultimodalModel, clips: list[QuestionedClip]
 ) -> None:
     samples = ClipSamples(model, clips)
-    assert [samples.sample(2, random.Random(i)) for i in range(3)] == [None] * 3 and samples.broken == {"bad"}
+    assert [samples.sample(2, random.Random(i)) for i in range(3)] == [None] * 3 and samples.broken.ids == {"bad"}
     with pytest.raises(UserError, match=r"bad\.mp4"):
         ClipSamples(model, clips, on_error="fail").sample(2, random.Random(0))
     assert {one.name for one in ask_clips(model, clips)} == {"a", "b"}
