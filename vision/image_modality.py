@@ -1,5 +1,6 @@
 """Pictures as a modality of `MultimodalModel`: tiling, image encoder and image adapter in one place."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -167,15 +168,32 @@ class ImageModality(nn.Module):
         return {f"gate.{name}": value for name, value in gate_values(self.adapter).items()}
 
 
+def read_encoder(folder: Path) -> ImageEncoder:
+    """The encoder that `pretrain_image_encoder` saved, in eval mode; "builtin" is the one that comes with Graft.
+
+    Raises:
+        UserError: no such folder, or it holds something else.
+    """
+    file = _encoder_folder(folder) / ENCODER_CONFIG
+    try:
+        encoder = ImageEncoder(EncoderOptions(**json.loads(file.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: {error}; expected a folder written by pretrain_image_encoder") from None
+    load_encoder(encoder, folder)
+    return encoder.eval()
+
+
+def _encoder_folder(folder: Path) -> Path:
+    return builtin_folder("image_encoder") if str(folder) == BUILTIN else folder
+
+
 def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
     """Load the weights that `pretrain_image_encoder` saved.
 
     Raises:
         UserError: no such file, or weights of other sizes.
     """
-    if str(folder) == BUILTIN:
-        folder = builtin_folder("image_encoder")
-    file = folder / ENCODER_FILE
+    file = _encoder_folder(folder) / ENCODER_FILE
     if not file.is_file():
         raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
     try:

@@ -219,16 +219,23 @@ def render(scene: Scene, *, width: int, height: int, supersample: int = 3) -> Im
     image = Image.new("RGB", (wide, high), scene.background)
     draw = ImageDraw.Draw(image)
     for thing in scene.objects:
-        _draw_object(draw, thing, wide / 3, high / 3)
+        _draw_object(draw, thing, wide, high)
     if scene.text is not None:
         _draw_text(draw, scene.text, wide, high / 3, top=0.0 if scene.text_place == "above" else high * 2 / 3)
     return image.reduce(supersample) if supersample > 1 else image
 
 
-def _draw_object(draw: ImageDraw.ImageDraw, thing: SceneObject, cell_width: float, cell_height: float) -> None:
+def extent(thing: SceneObject, *, width: int, height: int) -> tuple[float, float, float]:
+    """(x, y, radius) in pixels of an object in a picture of that size."""
+    cell_width, cell_height = width / 3, height / 3
     radius = min(cell_width, cell_height) * _DIAMETER[thing.size] / 2
     x = (thing.column + 0.5) * cell_width + thing.offset[0] * (cell_width / 2 - radius)
     y = (thing.row + 0.5) * cell_height + thing.offset[1] * (cell_height / 2 - radius)
+    return x, y, radius
+
+
+def _draw_object(draw: ImageDraw.ImageDraw, thing: SceneObject, width: int, height: int) -> None:
+    x, y, radius = extent(thing, width=width, height=height)
     rgb = thing.rgb or COLOURS[thing.colour]
     draw_shape(draw, thing.outline or thing.shape, rgb, x=x, y=y, radius=radius, tilt=thing.tilt, shade=thing.shade)
 
