@@ -57,6 +57,8 @@ class DataConfig:
     """What share of the built-in training scenes is made easier."""
     questions: int = 3
     """Questions about a built-in scene learnt in one step."""
+    details: int = 0
+    """Full descriptions of a built-in scene learnt in one step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,7 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
             size=data.scene_size,
             seed=config.train.seed,
             questions=data.questions,
+            details=data.details,
             mix=data.mix,
         )
     records = read_captions(data.source, split=data.train_split, columns=data.columns)

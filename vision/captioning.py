@@ -10,11 +10,12 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
-from vision.scene_language import caption, object_f1, question_answer
+from vision.scene_language import caption, object_f1, question_answer, scene_in_words
 from vision.scenes import AS_DRAWN, Scene, SceneMix, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
+DETAIL_PROMPT = "Describe everything in the image."
 
 
 class CaptionSamples:
@@ -45,13 +46,14 @@ class CaptionSamples:
 
 
 class SceneSamples:
-    """Built-in scenes as training samples: one caption and some questions about each.
+    """Built-in scenes as training samples: one caption, some full descriptions, and some questions about each.
 
     Args:
         count: scenes in an epoch.
         size: pixels, as in `scene_sample`.
         seed: of the scenes.
         questions: turns of each scene besides its caption.
+        details: turns that say everything: all sizes, colours, shapes and places, where a question asks for one.
         mix: what share of the scenes is made easier.
     """
 
@@ -63,9 +65,11 @@ class SceneSamples:
         size: int | tuple[int, int],
         seed: int,
         questions: int,
+        details: int = 0,
         mix: SceneMix = AS_DRAWN,
     ) -> None:
-        self.count, self.size, self.seed, self.questions, self.mix = count, size, seed, questions, mix
+        self.count, self.size, self.seed = count, size, seed
+        self.questions, self.details, self.mix = questions, details, mix
         self.turns = Turns(model)
 
     def __len__(self) -> int:
@@ -78,11 +82,10 @@ class SceneSamples:
     def sample(self, index: int, rng: random.Random) -> Sample:
         picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, mix=self.mix)
         tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
-        asked = [question_answer(scene, rng) for _ in range(self.questions)]
-        return Sample(
-            {"image": (tiles,)},
-            (self.turns(CAPTION_PROMPT, caption(scene, rng)), *(self.turns(q, a) for q, a in asked)),
-        )
+        said = [(CAPTION_PROMPT, caption(scene, rng))]
+        said += [(DETAIL_PROMPT, scene_in_words(scene, rng)) for _ in range(self.details)]
+        said += [question_answer(scene, rng) for _ in range(self.questions)]
+        return Sample({"image": (tiles,)}, tuple(self.turns(prompt, answer) for prompt, answer in said))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tests.tiny_models import CONFIG, TILE, ask, decoder_for, picture, tiny_mode
 from vision.caption_data import CaptionImages, read_captions
 from vision.captioning import (
     CAPTION_PROMPT,
+    DETAIL_PROMPT,
     Asked,
     CaptionSamples,
     SceneSamples,
@@ -28,7 +29,8 @@ from vision.captioning import (
     ask_scenes,
     evaluate_with_controls,
 )
-from vision.scenes import scene_sample
+from vision.scene_language import named_objects
+from vision.scenes import SceneMix, scene_sample
 from vision.tiling import Tiles
 
 
@@ -115,6 +117,18 @@ def test_scenes_are_a_function_of_index_and_generator(model: MultimodalModel) ->
     assert batch.input_ids.shape[0] == 6 and len(batch.media["image"].items) == 2
     for row, turn in zip(batch.targets, (*a.turns,), strict=False):
         assert row[row != IGNORE].tolist() == turn.answer
+
+
+def test_scenes_may_be_described_in_full_and_come_in_the_order_that_their_mix_asks_for(model: MultimodalModel) -> None:
+    mix = SceneMix(unnamed_first=1)
+    samples = SceneSamples(model, count=2, size=TILE, seed=1, questions=1, details=2, mix=mix)
+    turns = samples.sample(1, random.Random(0)).turns
+    assert [decoded(model, turn.prompt) for turn in turns[:3]] == [CAPTION_PROMPT, DETAIL_PROMPT, DETAIL_PROMPT]
+    scene = scene_sample(1, seed=1, split="train", size=TILE, mix=mix)[1]
+    for turn in turns[1:3]:
+        assert all(thing.size in decoded(model, turn.answer) for thing in scene.objects)
+        assert named_objects(decoded(model, turn.answer)).keys() == scene.pairs
+    assert samples.in_order and not SceneSamples(model, count=2, size=TILE, seed=1, questions=1).in_order
 
 
 def test_held_out_scenes_are_asked_of_combinations_never_seen(model: MultimodalModel) -> None:

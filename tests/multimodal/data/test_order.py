@@ -93,3 +93,8 @@ def test_the_global_generators_are_not_moved(workers: int) -> None:
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="empty"):
         SeededOrder(length=0, batch_size=4, seed=0)
+
+
+def test_what_has_an_order_of_its_own_is_not_shuffled() -> None:
+    order = SeededOrder(length=5, batch_size=4, seed=5, shuffle=False)
+    assert order(0) + order(1) == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]

@@ -167,6 +167,22 @@ def test_the_gradient_is_that_of_the_mean_over_tokens(tmp_path: Path) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+def test_data_in_an_order_of_its_own_is_not_shuffled(tmp_path: Path) -> None:
+    class Ordered(ToyData):
+        in_order = True
+
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def sample(self, index: int, rng: random.Random) -> Tensor | None:
+            self.asked.append(index)
+            return super().sample(index, rng)
+
+    data = Ordered()
+    run(tmp_path, data=data, steps=5)
+    assert data.asked == [i % 37 for i in range(40)]
+
+
 def test_a_rate_of_zero_freezes(tmp_path: Path) -> None:
     before = ToyTask().state_dict()
     task, _ = run(tmp_path, steps=5, learning_rates={"encoder": 0, "adapter": 1e-2, "table": 0})
