@@ -10,7 +10,7 @@ from multimodal.config import parse
 from multimodal.errors import run_cli
 from multimodal.report import write_json
 from vision.attribute_probe import probe_encoder
-from vision.image_modality import read_encoder
+from vision.encoder_folder import read_encoder
 
 
 @dataclass(frozen=True, kw_only=True)

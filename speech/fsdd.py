@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multimodal.errors import UserError
+from speech.spoken_texts import in_words
 from speech.utterance import FileSound, JoinedSounds, Utterance
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TAKES = {"train": range(5, 1000), "fit": range(8, 1000), "dev": range(5, 8), "test": range(5)}
 """Takes of each split."""
 GAP_SECONDS = (0.05, 0.35)
@@ -51,7 +51,10 @@ def read_fsdd(folder: Path, *, split: str, speaker: str = "") -> list[Utterance]
     takes = TAKES[split] if not speaker or split in ("fit", "dev") else range(1000)
     return [
         Utterance(
-            sound=FileSound(folder / "recordings" / match[0]), text=DIGITS[int(match[1])], id=match[0], speaker=match[2]
+            sound=FileSound(folder / "recordings" / match[0]),
+            text=in_words(int(match[1])),
+            id=match[0],
+            speaker=match[2],
         )
         for match in found
         if int(match[3]) in takes

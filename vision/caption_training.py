@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from multimodal.config import dump
-from multimodal.data.order import SampleSource
+from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
@@ -54,7 +54,7 @@ class DataConfig:
     scene_size: int = 64
     """Their size in pixels."""
     mix: SceneMix = field(default_factory=SceneMix)
-    """What share of the built-in training scenes is made easier."""
+    """Which of the built-in training scenes are made easier."""
     questions: int = 3
     """Questions about a built-in scene learnt in one step."""
     details: int = 0
@@ -129,6 +129,13 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
     return CaptionSamples(model, images, captions=data.captions)
 
 
+def training_order(data: DataConfig, settings: TrainConfig, *, samples: int) -> Order | None:
+    """As they stand for built-in scenes that begin with easier ones; else None, the engine's random order."""
+    if data.source != SCENES or not data.mix.unnamed_first:
+        return None
+    return SeededOrder(length=samples, batch_size=settings.batch_size, seed=settings.seed, shuffle=False)
+
+
 def read_asked(
     model: MultimodalModel,
     source: str,
@@ -168,15 +175,17 @@ def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConf
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_with_controls(model, dev, max_new_tokens=32).metrics()
 
+    samples = training_data(model, config)
     return train(
         task=model,
-        dataset=training_data(model, config),
+        dataset=samples,
         collate=model.collate,
         config=settings,
         run_dir=config.run_dir / name,
         resume=config.resume,
         evaluate=evaluate if dev else None,
         config_yaml=dump(config),
+        order=training_order(config.data, settings, samples=len(samples)),
     )
 
 

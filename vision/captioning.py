@@ -75,10 +75,6 @@ class SceneSamples:
     def __len__(self) -> int:
         return self.count
 
-    @property
-    def in_order(self) -> bool:
-        return self.mix.unnamed_first > 0
-
     def sample(self, index: int, rng: random.Random) -> Sample:
         picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, mix=self.mix)
         tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]

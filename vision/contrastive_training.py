@@ -3,14 +3,12 @@
 The text tower reads the tokens of a decoder's tokenizer and is thrown away afterwards.
 """
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from multimodal.config import dump
@@ -19,11 +17,12 @@ from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
-from vision.caption_training import SCENES, DataConfig
+from vision.caption_training import SCENES, DataConfig, training_order
 from vision.captioner import Captioner
 from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecall, TextTower, retrieval_recall
 from vision.encoder import ImageEncoder
-from vision.image_modality import ENCODER_CONFIG, ENCODER_FILE, EncoderOptions
+from vision.encoder_folder import save_encoder
+from vision.image_modality import EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
 from vision.scenes import AS_DRAWN, SceneMix, Split, scene_sample
@@ -78,10 +77,6 @@ class ScenePairs:
 
     def __len__(self) -> int:
         return self.count
-
-    @property
-    def in_order(self) -> bool:
-        return self.mix.unnamed_first > 0
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
         picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size, mix=self.mix)
@@ -174,15 +169,17 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
             **{f"image_to_text_recall@{k}": value for k, value in recall.image_to_text.items()},
         }
 
+    pairs = _pairs(config, tiling, dev=False)
     result = train(
         task=task,
-        dataset=_pairs(config, tiling, dev=False),
+        dataset=pairs,
         collate=lambda pairs: collate_pairs(pairs, tokenizer, length=config.text_length),
         config=config.train,
         run_dir=config.run_dir,
         resume=config.resume,
         evaluate=evaluate,
         config_yaml=dump(config),
+        order=training_order(config.data, config.train, samples=len(pairs)),
     )
     encoder.positions.stretch_local_()
     save_encoder(encoder, config.run_dir / "encoder")
@@ -203,11 +200,3 @@ def measure_retrieval(
             images.append(task.embed_images(batch.tiles))
             texts.append(task.embed_texts(batch.input_ids, batch.attention_mask))
     return retrieval_recall(torch.cat(images), torch.cat(texts), torch.arange(len(kept), device=device))
-
-
-def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
-    """Write the encoder's weights and sizes, for `--encoder.weights`. A start needs no more digits than bf16 has."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().to(torch.bfloat16).contiguous() for name, t in encoder.state_dict().items()}
-    save_file(tensors, folder / ENCODER_FILE)
-    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2, default=str) + "\n")

@@ -1,29 +1,24 @@
 """Pictures as a modality of `MultimodalModel`: tiling, image encoder and image adapter in one place."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from multimodal.batch import MediaBatch
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
-from multimodal.pretrained import BUILTIN, builtin_folder
 from vision.cross_layers import DecoderSizes, decoder_sizes, gate_values, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.encoder_folder import load_encoder
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 from vision.picture import PictureSource, open_picture
 from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
-
-ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
 
 
 @dataclass(frozen=True)
@@ -166,39 +161,3 @@ class ImageModality(nn.Module):
     def log_values(self) -> dict[str, float]:
         """tanh of each gate; growing gates with a flat loss mean that the learning rate is too high (spec A4.7.5)."""
         return {f"gate.{name}": value for name, value in gate_values(self.adapter).items()}
-
-
-def read_encoder(folder: Path) -> ImageEncoder:
-    """The encoder that `pretrain_image_encoder` saved, in eval mode; "builtin" is the one that comes with Graft.
-
-    Raises:
-        UserError: no such folder, or it holds something else.
-    """
-    file = _encoder_folder(folder) / ENCODER_CONFIG
-    try:
-        encoder = ImageEncoder(EncoderOptions(**json.loads(file.read_text())))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: {error}; expected a folder written by pretrain_image_encoder") from None
-    load_encoder(encoder, folder)
-    return encoder.eval()
-
-
-def _encoder_folder(folder: Path) -> Path:
-    return builtin_folder("image_encoder") if str(folder) == BUILTIN else folder
-
-
-def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
-    """Load the weights that `pretrain_image_encoder` saved.
-
-    Raises:
-        UserError: no such file, or weights of other sizes.
-    """
-    file = _encoder_folder(folder) / ENCODER_FILE
-    if not file.is_file():
-        raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
-    try:
-        encoder.load_state_dict(load_file(file))
-    except SafetensorError as error:
-        raise UserError(f"{file}: cannot be read ({error}); expected the encoder's tensors") from None
-    except RuntimeError as error:
-        raise UserError(f"{file}: does not fit the encoder's sizes: {str(error).splitlines()[1].strip()}") from None

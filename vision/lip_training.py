@@ -17,8 +17,8 @@ from vision.clip import read_clip
 from vision.clip_layouts import read_clips
 from vision.clip_motion import neighbours_as_colours
 from vision.clip_question import QuestionedClip
-from vision.contrastive_training import save_encoder
 from vision.encoder import ImageEncoder
+from vision.encoder_folder import save_encoder
 from vision.image_modality import EncoderOptions
 from vision.lip_reading import (
     WORDS,

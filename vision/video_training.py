@@ -19,7 +19,7 @@ from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
-from multimodal.train.config import TrainConfig
+from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from multimodal.train.precision import resolve_device
 from vision.builtin_clips import BuiltinClips
@@ -66,20 +66,14 @@ class ClipDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoPretrainConfig:
+class VideoPretrainConfig(StageConfig):
     """The first stage, captions of built-in clips or of the clips of `source`; 0 steps leave it out."""
 
-    steps: int = 0
     source: str = CLIPS
     """"clips" (built in), or clips with captions as in `data.source`."""
     frames: int = 16
     group: int = 16
     """Frames that are merged into one in this stage."""
-    learning_rates: dict[str, float] = field(default_factory=dict)
-    """Peak rates; those not named are the second stage's."""
-    batch_size: int = 0
-    """0 = as afterwards."""
-    max_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,14 +292,7 @@ def train_video_qa(
     clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
-        settings = replace(
-            config.train,
-            steps=early.steps,
-            learning_rates=config.train.learning_rates | early.learning_rates,
-            batch_size=early.batch_size or config.train.batch_size,
-            max_minutes=early.max_minutes,
-            eval_every=0,
-        )
+        settings = replace(early.settings(config.train, rates=config.train.learning_rates), eval_every=0)
         _stage(config, model, settings, "pretrain", clip_set(config, captions=True), {})
         _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
     result = _stage(config, model, config.train, "answer", clips, dev)

@@ -19,10 +19,7 @@ from multimodal.errors import UserError
 
 
 class SampleSource(Protocol):
-    """A data set with random access. `sample` returns None for a broken sample, which is then skipped and counted.
-
-    One whose `in_order` is true is not shuffled: it has its own reasons for what comes first.
-    """
+    """A data set with random access. `sample` returns None for a broken sample, which is then skipped and counted."""
 
     def __len__(self) -> int: ...
 
@@ -68,7 +65,11 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
 
 
 class SeededOrder:
-    """The endless row of (epoch, index) pairs cut into steps of `batch_size`. A batch may reach into a next epoch."""
+    """The endless row of (epoch, index) pairs cut into steps of `batch_size`. A batch may reach into a next epoch.
+
+    Args:
+        shuffle: False takes samples as they stand, which suits data that begin with what is to be learnt first.
+    """
 
     def __init__(self, *, length: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
         if length < 1:
@@ -79,7 +80,8 @@ class SeededOrder:
     @property
     def fingerprint(self) -> dict[str, int]:
         """What must be the same on resume."""
-        return {"samples": self.length, "batch_size": self.batch_size, "seed": self.seed}
+        found = {"samples": self.length, "batch_size": self.batch_size, "seed": self.seed}
+        return found if self.shuffle else found | {"in_order": 1}
 
     def __call__(self, step: int) -> list[tuple[int, int]]:
         """The (epoch, index) pairs of optimizer step `step` (from 0)."""

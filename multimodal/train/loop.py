@@ -112,12 +112,7 @@ class _Run:
         self.run_dir, self.evaluate = run_dir, evaluate
         self.device = resolve_device(config.device)
         self.precision: Precision = resolve_precision(config.precision, self.device)
-        self.order: Order = order or SeededOrder(
-            length=len(dataset),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            shuffle=not getattr(dataset, "in_order", False),
-        )
+        self.order: Order = order or SeededOrder(length=len(dataset), batch_size=config.batch_size, seed=config.seed)
         if isinstance(task, nn.Module):
             task.to(self.device)
         self.parts = freeze_and_select(task, config.learning_rates)
@@ -129,10 +124,11 @@ class _Run:
         found = load_newest(self.run_dir, parts=self.parts, optimizer=self.optimizer)
         if found is None:
             return
-        for name, now in self.progress.fingerprint.items():
-            before = found.fingerprint.get(name, 0)
-            if before != now:
-                raise UserError(f"{self.run_dir} was begun with {name} {before}, now it is {now}: expected the same")
+        begun, now = found.fingerprint, self.progress.fingerprint
+        for name in now | begun:
+            before, after = begun.get(name, 0), now.get(name, 0)
+            if before != after:
+                raise UserError(f"{self.run_dir} was begun with {name} {before}, now it is {after}: expected the same")
         self.progress = found
 
     def data(self) -> Generator[StepData, None, None]:

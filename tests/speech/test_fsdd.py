@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from multimodal.data.grid_grammar import SLOTS
 from multimodal.errors import UserError
-from speech.fsdd import DIGITS, connected_digits, is_fsdd, read_fsdd
+from speech.fsdd import connected_digits, is_fsdd, read_fsdd
 from tests.speech.made_speech import save_digits
+
+DIGITS = SLOTS["digit"]
 
 
 @pytest.fixture(scope="module")

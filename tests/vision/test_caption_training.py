@@ -25,9 +25,11 @@ from vision.caption_training import (
     read_asked,
     train_captioning,
     training_data,
+    training_order,
 )
 from vision.captioning import CaptionSamples, SceneSamples
 from vision.image_modality import EncoderOptions
+from vision.scenes import SceneMix
 
 
 @pytest.fixture
@@ -166,6 +168,15 @@ def test_scenes_are_built_as_told(config: CaptioningConfig) -> None:
     made = training_data(model, scenes)
     assert isinstance(made, SceneSamples)
     assert (made.count, made.size, made.questions, made.seed) == (7, 20, 1, 3)
+
+
+def test_scenes_that_begin_with_easier_ones_come_as_they_stand() -> None:
+    settings = train_config(batch_size=2)
+    assert training_order(DataConfig(), settings, samples=9) is None
+    easier = SceneMix(unnamed_first=3)
+    assert training_order(DataConfig(source="folder", mix=easier), settings, samples=9) is None
+    order = training_order(DataConfig(mix=easier), settings, samples=9)
+    assert order is not None and order(1) == [(0, 2), (0, 3)]
 
 
 def test_pictures_are_read_as_told(config: CaptioningConfig) -> None:

@@ -13,7 +13,8 @@ from tests.tiny_models import ENCODER, TILE
 from vision.caption_training import SCENES, DataConfig
 from vision.contrastive_training import ContrastiveConfig, ScenePairs, pretrain_image_encoder
 from vision.encoder import ImageEncoder
-from vision.image_modality import EncoderOptions, load_encoder
+from vision.encoder_folder import load_encoder
+from vision.image_modality import EncoderOptions
 from vision.scene_language import named_objects
 from vision.scenes import SceneMix, scene_sample
 from vision.tiling import Tiling

@@ -17,8 +17,9 @@ from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.tiny_models import CONFIG, ENCODER, TILE, picture, tiny_model
 from vision.cross_layers import decoder_sizes
 from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.encoder_folder import ENCODER_FILE
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import ENCODER_FILE, EncoderOptions, ImageConfig, ImageModality
+from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 
 
 def modality(config: ImageConfig = CONFIG) -> ImageModality:

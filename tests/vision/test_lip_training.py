@@ -14,7 +14,8 @@ from tests.tiny_models import ENCODER, clip_file, train_config
 from vision.clip_layouts import read_clips
 from vision.clip_motion import neighbours_as_colours
 from vision.encoder import ImageEncoder, ImageEncoderConfig
-from vision.image_modality import ENCODER_FILE, EncoderOptions
+from vision.encoder_folder import ENCODER_FILE
+from vision.image_modality import EncoderOptions
 from vision.lip_reading import WORDS, FrameWordTask, collate_frames, frame_labels, slot_accuracy
 from vision.lip_training import LipFrames, LipReadingConfig, pretrain_lip_encoder, read_word_times
 from vision.tiling import Tiling

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from multimodal.data.order import SeededOrder
 from multimodal.errors import UserError
 from multimodal.train import TrainConfig, TrainResult, seed_everything, train
 from multimodal.train import checkpoint as checkpoint_module
@@ -158,7 +159,7 @@ def test_the_gradient_is_that_of_the_mean_over_tokens(tmp_path: Path) -> None:
     run(tmp_path, task=task, steps=1, accumulate=2, clip_norm=0, learning_rates=rates, precision="fp32")
     gradient = task.adapter.weight.grad
     assert gradient is not None
-    from multimodal.data.order import SeededOrder, sample_rng
+    from multimodal.data.order import sample_rng
 
     pairs = SeededOrder(length=37, batch_size=8, seed=0)(0)
     drawn = [ToyData().sample(index, sample_rng(0, epoch, index)) for epoch, index in pairs]
@@ -167,20 +168,24 @@ def test_the_gradient_is_that_of_the_mean_over_tokens(tmp_path: Path) -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_data_in_an_order_of_its_own_is_not_shuffled(tmp_path: Path) -> None:
-    class Ordered(ToyData):
-        in_order = True
+def test_another_order_is_refused_on_resume(tmp_path: Path) -> None:
+    def go_on(*, shuffle: bool, resume: bool) -> TrainResult:
+        order = SeededOrder(length=37, batch_size=8, seed=0, shuffle=shuffle)
+        settings = config(steps=5)
+        return train(
+            task=ToyTask(),
+            dataset=ToyData(),
+            collate=list,
+            config=settings,
+            run_dir=tmp_path,
+            resume=resume,
+            order=order,
+        )
 
-        def __init__(self) -> None:
-            self.asked: list[int] = []
-
-        def sample(self, index: int, rng: random.Random) -> Tensor | None:
-            self.asked.append(index)
-            return super().sample(index, rng)
-
-    data = Ordered()
-    run(tmp_path, data=data, steps=5)
-    assert data.asked == [i % 37 for i in range(40)]
+    go_on(shuffle=False, resume=False)
+    assert go_on(shuffle=False, resume=True).steps == 5
+    with pytest.raises(UserError, match="was begun with in_order 1, now it is 0"):
+        go_on(shuffle=True, resume=True)
 
 
 def test_a_rate_of_zero_freezes(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""An image encoder as a folder: its weights in safetensors, its sizes in JSON."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from multimodal.errors import UserError
+from multimodal.pretrained import BUILTIN, builtin_folder
+from vision.encoder import ImageEncoder, ImageEncoderConfig
+
+ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
+
+
+def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
+    """Write the encoder's weights and sizes, for `--encoder.weights`. A start needs no more digits than bf16 has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t.detach().cpu().to(torch.bfloat16).contiguous() for name, t in encoder.state_dict().items()}
+    save_file(tensors, folder / ENCODER_FILE)
+    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2, default=str) + "\n")
+
+
+def read_encoder(folder: Path) -> ImageEncoder:
+    """The encoder that `pretrain_image_encoder` saved, in eval mode; "builtin" is the one that comes with Graft.
+
+    Raises:
+        UserError: no such folder, or it holds something else.
+    """
+    file = _encoder_folder(folder) / ENCODER_CONFIG
+    try:
+        values = json.loads(file.read_text())
+        sizes = {field.name: values[field.name] for field in fields(ImageEncoderConfig) if field.name in values}
+        encoder = ImageEncoder(ImageEncoderConfig(**sizes))
+    except (OSError, ValueError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file}: {reason}; expected a folder written by pretrain_image_encoder") from None
+    load_encoder(encoder, folder)
+    return encoder.eval()
+
+
+def _encoder_folder(folder: Path) -> Path:
+    return builtin_folder("image_encoder") if str(folder) == BUILTIN else folder
+
+
+def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
+    """Load the weights that `pretrain_image_encoder` saved.
+
+    Raises:
+        UserError: no such file, or weights of other sizes.
+    """
+    file = _encoder_folder(folder) / ENCODER_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
+    try:
+        encoder.load_state_dict(load_file(file))
+    except SafetensorError as error:
+        raise UserError(f"{file}: cannot be read ({error}); expected the encoder's tensors") from None
+    except RuntimeError as error:
+        raise UserError(f"{file}: does not fit the encoder's sizes: {str(error).splitlines()[1].strip()}") from None
