@@ -56,6 +56,7 @@ class SpeechSamples:
     Args:
         augment: other speeds and noise.
         silence: part of the samples in which nobody speaks and the answer is empty, so that silence is not transcribed.
+        keep_mb: as in `Waveforms`.
         on_error: a broken recording gives None or raises.
     """
 
@@ -66,13 +67,14 @@ class SpeechSamples:
         *,
         augment: Augment | None = None,
         silence: float = 0.0,
+        keep_mb: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
         self.utterances, self.silence = utterances, silence
         self.turns = Turns(model, kind="audio", text_first=True)
         self.rate = speech_of(model).log_mel.config.rate
         sounds = [(u.sound, u.id) for u in utterances]
-        self.waveforms = Waveforms(sounds, rate=self.rate, augment=augment, on_error=on_error)
+        self.waveforms = Waveforms(sounds, rate=self.rate, augment=augment, keep_mb=keep_mb, on_error=on_error)
 
     def __len__(self) -> int:
         return len(self.utterances)

@@ -127,7 +127,9 @@ def _stage(
     dev: Sequence[Utterance],
 ) -> TrainResult:
     data = config.data
-    samples = SpeechSamples(model, utterances, augment=data.augment, silence=data.silence, on_error=data.on_error)
+    samples = SpeechSamples(
+        model, utterances, augment=data.augment, silence=data.silence, keep_mb=data.keep_mb, on_error=data.on_error
+    )
     heard = read_spoken(model, dev) if dev else []
 
     def evaluate(step: int) -> dict[str, float]:
@@ -142,7 +144,7 @@ def _stage(
         resume=config.resume,
         evaluate=evaluate if heard else None,
         config_yaml=dump(config),
-        order=batches_by_seconds(samples.waveforms.seconds, data, settings) if data.batch_seconds else None,
+        order=batches_by_seconds(samples.waveforms, data, settings),
     )
 
 

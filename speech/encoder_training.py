@@ -163,7 +163,9 @@ class TranscribedSamples:
     def __init__(self, utterances: Sequence[Utterance], *, rate: int, data: SpeechDataConfig) -> None:
         self.utterances = [u for u in utterances if u.task == "transcribe"]
         sounds = [(u.sound, u.id) for u in self.utterances]
-        self.waveforms = Waveforms(sounds, rate=rate, augment=data.augment, on_error=data.on_error)
+        self.waveforms = Waveforms(
+            sounds, rate=rate, augment=data.augment, keep_mb=data.keep_mb, on_error=data.on_error
+        )
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -219,7 +221,12 @@ def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WR
         sounds = [(u.sound, u.id) for u in training_utterances(data, seed=config.train.seed, writers=writers)]
     log_mel, encoder = build_encoder(config.encoder, config.weights, sounds, seed=config.train.seed)
     waveforms = Waveforms(
-        sounds, rate=log_mel.config.rate, augment=data.augment, longest="crop", on_error=data.on_error
+        sounds,
+        rate=log_mel.config.rate,
+        augment=data.augment,
+        longest="crop",
+        keep_mb=data.keep_mb,
+        on_error=data.on_error,
     )
     result = train(
         task=FromWaveforms(log_mel, BestRQTask(encoder, config.best_rq)),
@@ -229,7 +236,7 @@ def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WR
         run_dir=config.run_dir,
         resume=config.resume,
         config_yaml=dump(config),
-        order=batches_by_seconds(waveforms.seconds, data, config.train) if data.batch_seconds else None,
+        order=batches_by_seconds(waveforms, data, config.train),
     )
     save_encoder(log_mel, encoder, config.run_dir / "encoder")
     return result
@@ -266,7 +273,7 @@ def train_ctc(
         resume=resume,
         evaluate=(lambda step: ctc_scores(task, dev)) if dev else None,
         config_yaml=config_yaml,
-        order=batches_by_seconds(samples.waveforms.seconds, data, settings) if data.batch_seconds else None,
+        order=batches_by_seconds(samples.waveforms, data, settings),
     )
 
 

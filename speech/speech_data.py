@@ -16,7 +16,7 @@ from speech.fsdd import connected_digits, is_fsdd
 from speech.spoken_data import spoken_sentences, spoken_translations
 from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, short_prose
 from speech.transcripts import SpeechColumns, read_transcripts
-from speech.utterance import Utterance
+from speech.utterance import Utterance, Waveforms
 
 SPOKEN = "spoken"
 WRITERS: tuple[Writer, ...] = (number_phrase, short_prose)
@@ -66,6 +66,8 @@ class SpeechDataConfig:
     buckets: int = 8
     """Classes of length."""
     augment: Augment = field(default_factory=Augment)
+    keep_mb: float = 500.0
+    """Megabytes of sound that are kept in memory for later epochs (of each worker process); 0 = none."""
     on_error: OnError = "skip"
     """A broken recording is skipped, counted and reported, or ends the run."""
 
@@ -76,6 +78,7 @@ class SpeechDataConfig:
             f"silence {self.silence}, expected 0 to below 1": not 0 <= self.silence < 1,
             f"batch_seconds {self.batch_seconds}, expected 0 or more": self.batch_seconds < 0,
             f"buckets {self.buckets}, expected 1 or more": self.buckets < 1,
+            f"keep_mb {self.keep_mb}, expected 0 or more": self.keep_mb < 0,
             f"zero_shot {self.zero_shot!r}, expected one of {', '.join(SOURCE_LANGUAGES)}": (
                 bool(self.zero_shot) and self.zero_shot not in SOURCE_LANGUAGES
             ),
@@ -110,7 +113,7 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
         if data.share < 1:
             found = random.Random(f"share/{seed}").sample(found, max(1, round(data.share * len(found))))
         if data.connected:
-            found += connected_digits(found, count=data.connected, seed=seed, digits=(2, data.digits[1]))
+            found += connected_digits(found, count=data.connected, seed=seed, digits=(1, data.digits[1]))
     return mix(found, temperature=data.temperature)
 
 
@@ -177,10 +180,10 @@ def evaluation_sets(
     return {name: rng.sample(some, min(count or len(some), len(some))) for name, some in sets.items() if some}
 
 
-def batches_by_seconds(seconds: Sequence[float], data: SpeechDataConfig, train: TrainConfig) -> Order | None:
+def batches_by_seconds(waveforms: Waveforms, data: SpeechDataConfig, train: TrainConfig) -> Order | None:
     """The order of a run whose batches are so many seconds long; None where they are so many utterances."""
     if not data.batch_seconds:
         return None
     return LengthBuckets(
-        seconds, most=data.batch_seconds, batch_size=train.batch_size, seed=train.seed, buckets=data.buckets
+        waveforms.seconds, most=data.batch_seconds, batch_size=train.batch_size, seed=train.seed, buckets=data.buckets
     )

@@ -84,10 +84,46 @@ class JoinedSounds:
         return sum(part.seconds for part in self.parts) + sum(self.gaps)
 
     def waveform(self, rate: int) -> Tensor:
-        pieces = [self.parts[0].waveform(rate)]
-        for part, gap in zip(self.parts[1:], self.gaps, strict=True):
-            pieces += [torch.zeros(round(gap * rate)), part.waveform(rate)]
+        return self.join([part.waveform(rate) for part in self.parts], rate)
+
+    def join(self, waveforms: Sequence[Tensor], rate: int) -> Tensor:
+        """The waveforms [S] of the parts, one after the other with the gaps."""
+        pieces = [waveforms[0]]
+        for waveform_S, gap in zip(waveforms[1:], self.gaps, strict=True):
+            pieces += [torch.zeros(round(gap * rate)), waveform_S]
         return torch.cat(pieces)
+
+
+class SoundMemory:
+    """Waveforms that were made once, kept for the next epochs: decoding a file takes a third of a training step.
+
+    When it is full it keeps what it has: of samples that come round in epochs, those are met again in each.
+
+    Args:
+        rate: samples a second.
+        megabytes: how much may be kept; each worker process of a loader has its own.
+    """
+
+    def __init__(self, *, rate: int, megabytes: float) -> None:
+        self.rate, self._free = rate, megabytes * 1e6
+        self._kept: dict[Sound, Tensor] = {}
+
+    def __call__(self, sound: Sound) -> Tensor:
+        """The waveform [S] of a sound; of joined ones the parts are kept. Not to be changed in place.
+
+        Raises:
+            UserError: as the sound's own `waveform`.
+        """
+        if isinstance(sound, JoinedSounds):
+            return sound.join([self(part) for part in sound.parts], self.rate)
+        kept = self._kept.get(sound)
+        if kept is not None:
+            return kept
+        waveform_S = sound.waveform(self.rate)
+        if waveform_S.nbytes <= self._free:
+            self._kept[sound] = waveform_S
+            self._free -= waveform_S.nbytes
+        return waveform_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +148,7 @@ class Waveforms:
         rate: samples a second.
         augment: for training: other speeds and noise; None leaves sound alone.
         longest: what to do with more than `LONGEST_SECONDS`: it is broken, or a random minute of it is taken.
+        keep_mb: megabytes of sound that are kept in memory for later epochs.
         on_error: a broken sound gives None or raises; see `BrokenSamples`.
     """
 
@@ -122,9 +159,11 @@ class Waveforms:
         rate: int,
         augment: Augment | None = None,
         longest: Literal["refuse", "crop"] = "refuse",
+        keep_mb: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
         self.sounds, self.rate, self.augment, self.longest = sounds, rate, augment, longest
+        self._memory = SoundMemory(rate=rate, megabytes=keep_mb)
         self._broken = BrokenSamples(on_error=on_error, what="recordings")
 
     def __len__(self) -> int:
@@ -150,7 +189,7 @@ class Waveforms:
 
     def _read(self, index: int, rng: random.Random) -> Tensor:
         sound, name = self.sounds[index]
-        waveform_S, most = sound.waveform(self.rate), round(LONGEST_SECONDS * self.rate)
+        waveform_S, most = self._memory(sound), round(LONGEST_SECONDS * self.rate)
         if len(waveform_S) > most:
             if self.longest == "refuse":
                 seconds = len(waveform_S) / self.rate

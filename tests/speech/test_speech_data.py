@@ -14,8 +14,8 @@ from speech.speech_data import (
     mix,
     training_utterances,
 )
-from speech.utterance import Utterance
-from tests.speech.made_speech import save_digits
+from speech.utterance import FileSound, Utterance, Waveforms
+from tests.speech.made_speech import save, save_digits, tone
 from tests.tiny_models import train_config
 
 
@@ -59,13 +59,17 @@ def test_rare_tasks_come_more_often_at_a_temperature(temperature: float, wanted:
     assert sum(rare) == wanted and max(rare) - min(rare) <= 1
 
 
-def test_batches_by_seconds_are_wanted_or_not() -> None:
-    assert batches_by_seconds([1.0], SpeechDataConfig(), train_config()) is None
-    order = batches_by_seconds([1.0] * 9, SpeechDataConfig(batch_seconds=3), train_config(batch_size=8))
-    assert order is not None and len(order(0)) <= 3
+def test_batches_by_seconds_are_wanted_or_not(tmp_path: Path) -> None:
+    sound = FileSound(save(tmp_path / "a.wav", tone(1, seconds=1)))
+    waveforms = Waveforms([(sound, str(i)) for i in range(9)], rate=16_000)
+    assert batches_by_seconds(waveforms, SpeechDataConfig(), train_config()) is None
+    order = batches_by_seconds(waveforms, SpeechDataConfig(batch_seconds=3), train_config(batch_size=8))
+    assert order is not None and len(order(0)) == 3
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0}, {"temperature": 0.5}, {"silence": 1}, {"zero_shot": "Dutch"}])
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0}, {"temperature": 0.5}, {"silence": 1}, {"zero_shot": "Dutch"}, {"keep_mb": -1}]
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"speech data: {next(iter(wrong))}"):
         SpeechDataConfig(**wrong)  # type: ignore[arg-type]

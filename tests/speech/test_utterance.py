@@ -8,7 +8,7 @@ import torch
 
 from multimodal.errors import UserError
 from speech.augment import Augment
-from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Waveforms
+from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, SoundMemory, Waveforms
 from tests.speech.made_speech import save, tone
 
 
@@ -23,6 +23,29 @@ def test_the_header_says_about_how_long_it_is(sound: FileSound) -> None:
     assert joined.seconds == pytest.approx(1.25)
     waveform_S = joined.waveform(16_000)
     assert len(waveform_S) == 20_000 and not waveform_S[8_000:12_000].any() and waveform_S[12_001:].any()
+
+
+def test_a_sound_that_is_kept_is_not_read_again_and_is_the_same(sound: FileSound, tmp_path: Path) -> None:
+    path = tmp_path / "gone.wav"
+    path.write_bytes(sound.path.read_bytes())
+    gone = FileSound(path)
+    joined = JoinedSounds((gone, sound), (0.25,))
+    expected = joined.waveform(16_000)
+    memory = SoundMemory(rate=16_000, megabytes=1)
+    assert torch.equal(memory(gone), expected[:8_000])
+    path.unlink()
+    assert torch.equal(memory(joined), expected)
+
+
+def test_a_full_memory_keeps_what_it_has(sound: FileSound, tmp_path: Path) -> None:
+    other = tmp_path / "other.wav"
+    other.write_bytes(sound.path.read_bytes())
+    memory = SoundMemory(rate=16_000, megabytes=8_000 * 4 / 1e6)
+    first, second = memory(sound), memory(FileSound(other))
+    assert torch.equal(first, second) and memory(sound) is first
+    other.unlink()
+    with pytest.raises(UserError, match=r"other\.wav"):
+        memory(FileSound(other))
 
 
 def test_the_generator_decides_about_augmentation(sound: FileSound) -> None:
