@@ -26,5 +26,5 @@ def run_cli(main: Callable[[], None]) -> None:
         _say(f"{error.strerror or error}{where}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is intact (continue with --resume)", file=sys.stderr)
+        print("interrupted; what was saved is intact (a training goes on with --resume)", file=sys.stderr)
         sys.exit(130)

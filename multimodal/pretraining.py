@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from multimodal.data.packing import IGNORE, PackedRows
+from multimodal.data.text import chat_document
 from multimodal.tokenizer import AnyTokenizer
 
 
@@ -105,21 +106,19 @@ def perplexity(lm: LlamaForCausalLM, tokenizer: AnyTokenizer, chunks: Sequence[s
 def answers(
     lm: LlamaForCausalLM,
     tokenizer: AnyTokenizer,
-    questions: Sequence[str],
+    questions: Sequence[str | list[int]],
     *,
     max_new_tokens: int = 96,
     batch_size: int = 50,
 ) -> list[str]:
-    """Greedy answers to one-turn chats, in order. Questions of similar length are answered together."""
-    chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
-        for q in questions
-    ]
+    """Greedy answers to one-turn chats, in order; questions are text or token ids, as in `chat_document`. Those of
+    similar length are answered together."""
+    chats = [chat_document(tokenizer, question, []).ids[:-1] for question in questions]
     by_length = sorted(range(len(chats)), key=lambda i: len(chats[i]))
     found = [""] * len(chats)
     for start in range(0, len(chats), batch_size):
         part = by_length[start : start + batch_size]
-        inputs = tokenizer([chats[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = tokenizer.pad({"input_ids": [chats[i] for i in part]}, return_tensors="pt", padding_side="left")
         out = lm.generate(  # pyright: ignore[reportAttributeAccessIssue]
             input_ids=inputs["input_ids"].to(lm.device),
             attention_mask=inputs["attention_mask"].to(lm.device),

@@ -23,16 +23,21 @@ from multimodal.data.text import (
     repeat_source,
     sentences,
     split_prose,
+    stretch,
 )
 from multimodal.errors import UserError, run_cli
 from multimodal.pretrained import read_decoder
 from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
 from multimodal.report import write_json
-from multimodal.tokenizer import AnyTokenizer, train_tokenizer
+from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import train
+from scripts.spoken_texts import to_repeat
+from speech.spoken_texts import digits_in_a_row
 from vision.caption_data import read_captions, tidy_caption
 from vision.captioning import CAPTION_PROMPT
+from vision.clip_captions import CLIP_PROMPT, clip_caption
+from vision.clip_language import clip_sample, questions_by_kind
 from vision.scene_language import KINDS, caption, question_answer, scene_in_words
 from vision.scenes import Split, sample_scene
 
@@ -51,8 +56,8 @@ class Config:
     """Entries of the tokenizer."""
     context: int = 256
     """Tokens of a row."""
-    weights: tuple[float, float, float, float] = (0.1, 0.35, 0.55, 0.0)
-    """Shares of documents: prose, scenes, sentences to repeat, captions."""
+    weights: tuple[float, float, float, float, float] = (0.1, 0.3, 0.55, 0.0, 0.05)
+    """Shares of documents: prose, scenes, sentences to repeat, captions, clips."""
     captions: str = ""
     """Captions to learn as text, from the train split of a source that `train_captioning` takes too."""
     start: str = ""
@@ -92,6 +97,18 @@ def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
     return [(f"{scene_in_words(scene, rng)}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
+def clip_turns(rng: random.Random) -> list[tuple[str, str]]:
+    """A conversation about a clip whose caption stands before the first question. The caption does not answer every
+    question; what they are like is what is to be learnt.
+    """
+    scene, question = clip_sample(rng.getrandbits(40), seed=0, split="train")
+    others = [other for asked in questions_by_kind(scene).values() for other in asked]
+    asked = [question, *rng.sample(others, min(len(others), 6))]
+    said = clip_caption(scene, rng)
+    turns = [(CLIP_PROMPT, said), *((one.question, one.answer) for one in asked)]
+    return [(f"clip: {said}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+
+
 def scene_question(rng: random.Random, *, split: Split) -> tuple[str, str]:
     """One question about a scene in words, and its answer."""
     scene = sample_scene(rng, split=split)
@@ -108,8 +125,10 @@ def measure(
     context: int,
     count: int,
 ) -> dict[str, float]:
-    """Perplexity on held-out prose, exact copies of unseen sentences, answers about unseen scenes in words."""
+    """Perplexity on held-out prose, exact copies of unseen sentences as written and as a speech adapter hands them over
+    (tokens held, with pauses), of digits so, and answers about unseen scenes in words."""
     rng = random.Random(1)
+    digits = [digits_in_a_row(rng) for _ in range(count)]
     unseen = rng.sample(unseen, min(count, len(unseen)))
     copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
     turns = [scene_question(rng, split="held_out") for _ in range(count)]
@@ -117,8 +136,16 @@ def measure(
     return {
         "prose_perplexity": perplexity(lm, tokenizer, held_out, context=context),
         "copy_exact": exact_share(copied, unseen),
+        "copy_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in unseen]), unseen),
+        "digits_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in digits]), digits),
         "scene_question_accuracy": exact_share(said, [a for _, a in turns]),
     }
+
+
+def held(tokenizer: AnyTokenizer, text: str, rng: random.Random) -> list[int]:
+    """The question to repeat `text`, as token ids, each of which is held for some positions, with pauses."""
+    prompt, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (f"{REPEAT_PROMPT} ", text))
+    return prompt + stretch(ids, rng, pause_id=tokenizer.convert_tokens_to_ids(PAUSE), gap=0.4)
 
 
 def new_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, AnyTokenizer]:
@@ -165,6 +192,8 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         "| --- | --- |",
         f"| perplexity per token on prose | {scores['prose_perplexity']:.1f} |",
         f"| unseen sentences of 4 to 20 words copied exactly ({config.held_out}) | {scores['copy_exact']:.3f} |",
+        f"| the same, tokens held for 1 to 3 positions, with pauses | {scores['copy_held_exact']:.3f} |",
+        f"| 1 to 8 digits in words, held in the same way | {scores['digits_held_exact']:.3f} |",
         f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
         "",
         "Rebuild: `make decoder` (see `scripts/configs/decoder.yaml`)."
@@ -186,8 +215,9 @@ def main() -> None:
     sources = (
         prose_source(tokenizer, prose, length=config.context),
         chat_source(tokenizer, scene_turns),
-        repeat_source(tokenizer, seen),
+        repeat_source(tokenizer, seen, writers=[to_repeat]),
         chat_source(tokenizer, lambda rng: [(CAPTION_PROMPT, rng.choice(captions))]),
+        chat_source(tokenizer, clip_turns),
     )
     rows = Rows(
         mixture(list(zip(config.weights, sources, strict=True))),

@@ -5,12 +5,9 @@ Every text is a pure function of its generator. One in ten, chosen by its own le
 
 import random
 import zlib
-from collections.abc import Callable
 
+from multimodal.data.text import Writer
 from multimodal.errors import UserError
-
-Writer = Callable[[random.Random], str]
-"""Writes one sentence to be spoken, as it is to be transcribed."""
 
 # fmt: off
 _UP_TO_NINETEEN = (
@@ -108,6 +105,12 @@ def number_phrase(rng: random.Random) -> str:
         f"there were {in_words(rng.randint(2, 99))} people and {in_words(rng.randint(2, 20))} dogs",
     )
     return rng.choice(forms)
+
+
+def digits_in_a_row(rng: random.Random) -> str:
+    """One to eight digits, often the same again."""
+    pool = rng.choices(_UP_TO_NINETEEN[:10], k=rng.randint(1, 10))
+    return " ".join(rng.choices(pool, k=rng.randint(1, 8)))
 
 
 def short_prose(rng: random.Random) -> str:

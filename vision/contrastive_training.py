@@ -21,7 +21,7 @@ from vision.caption_training import SCENES, DataConfig, training_order
 from vision.captioner import Captioner
 from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecall, TextTower, retrieval_recall
 from vision.encoder import ImageEncoder
-from vision.encoder_folder import save_encoder
+from vision.encoder_folder import load_encoder, save_encoder
 from vision.image_modality import EncoderOptions
 from vision.picture import open_picture
 from vision.scene_language import caption, scene_in_words
@@ -135,6 +135,8 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     tokenizer = AutoTokenizer.from_pretrained(decoder_path(config.tokenizer))
     torch.manual_seed(config.train.seed)
     encoder = ImageEncoder(config.encoder)
+    if config.encoder.weights is not None:
+        load_encoder(encoder, config.encoder.weights)
     text = TextTower(
         vocab_size=len(tokenizer),
         width=config.text_width,

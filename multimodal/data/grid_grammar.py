@@ -1,5 +1,7 @@
 """The grammar of the GRID corpus: six words a sentence, one for each slot (Cooke et al. 2006)."""
 
+import random
+
 SLOTS = {
     "command": ("bin", "lay", "place", "set"),
     "colour": ("blue", "green", "red", "white"),
@@ -8,3 +10,8 @@ SLOTS = {
     "digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     "adverb": ("again", "now", "please", "soon"),
 }
+
+
+def grammar_sentence(rng: random.Random) -> str:
+    """A sentence of the grammar, each word equally likely: one of 64,000."""
+    return " ".join(rng.choice(words) for words in SLOTS.values())

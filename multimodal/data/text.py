@@ -9,6 +9,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from multimodal.data.packing import Document
@@ -16,7 +17,11 @@ from multimodal.errors import UserError
 from multimodal.tokenizer import PAUSE, AnyTokenizer
 
 Draw = Callable[[random.Random], Document]
+Writer = Callable[[random.Random], str]
+"""Writes one sentence."""
 REPEAT_PROMPT = "Repeat after me in English:"
+TRANSLATE_PROMPT = "Translate the following sentence into English:"
+BACKWARDS_PROMPT = "Say it backwards:"
 CHUNK_CHARACTERS = 2000
 HELD_OUT_EVERY = 50
 
@@ -93,9 +98,13 @@ def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str
 
 
 def stretch(ids: Sequence[int], rng: random.Random, *, pause_id: int, most: int = 3, gap: float = 0.2) -> list[int]:
-    """Hold each token for 1 to `most` positions and follow it by pauses with probability `gap`."""
+    """Hold each token for 1 to `most` positions and follow it by pauses with probability `gap`.
+
+    Between equal tokens there is always a pause, as there is a blank in CTC: one that is held is not one said twice.
+    """
     out: list[int] = []
     for token in ids:
+        out += [pause_id] if out and out[-1] == token else []
         out += [token] * rng.randint(1, most)
         while rng.random() < gap:
             out.append(pause_id)
@@ -123,22 +132,29 @@ def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int)
     return draw
 
 
-def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
-    """Sentences, word salads and their stretched forms after "Repeat after me in English:".
+def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str], *, writers: Sequence[Writer] = ()) -> Draw:
+    """Sentences, word salads and their stretched forms after "Repeat after me in English:", some of them after
+    "Translate the following sentence into English:", which changes nothing where they are English, and a few to be
+    said backwards: to find the token before a known one is what questions about a description ask for.
+
+    Args:
+        examples: sentences.
+        writers: of more sentences, such as will be spoken; they get a third of what is no word salad.
 
     Raises:
         UserError: there are no sentences.
     """
     if not examples:
         raise UserError("no sentence to repeat in the text: expected some that end in . ! or ?")
-    prompt = tokenizer.encode(REPEAT_PROMPT + " ", add_special_tokens=False)
     pause_id = tokenizer.convert_tokens_to_ids(PAUSE)
     first = len(tokenizer.all_special_ids)  # the special tokens come first
 
     def words_of(rng: random.Random) -> str:
         kind = rng.random()
+        if writers and kind < 0.25:
+            return rng.choice(writers)(rng)
         sentence = examples[rng.randrange(len(examples))]
-        if kind < 0.3:
+        if kind < 0.35:
             return sentence
         if kind < 0.45:
             return spoken_form(sentence) or sentence
@@ -150,22 +166,30 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str]) -> Draw:
         # Words that come again and again: who looks only for the word before the next one skips what lies between.
         return " ".join(rng.choices(pool[: rng.randint(2, 8)], k=rng.randint(4, 20)))
 
+    @cache
+    def encoded(prompt: str) -> list[int]:
+        return tokenizer.encode(f"{prompt} ", add_special_tokens=False)
+
     def draw(rng: random.Random) -> Document:
         kind = rng.random()
-        if kind < 0.5:  # as people write it: the first word follows a space, which its token then holds
+        prompt = TRANSLATE_PROMPT if rng.random() < 0.15 else REPEAT_PROMPT
+        if kind < 0.3:  # as people write it: the first word follows a space, which its token then holds
             text = words_of(rng)
-            return chat_document(tokenizer, f"{REPEAT_PROMPT} {text}", text)
-        if kind < 0.7:
+            return chat_document(tokenizer, f"{prompt} {text}", text)
+        if kind < 0.45:
             pool = [rng.randrange(first, len(tokenizer)) for _ in range(rng.choice((4, 8, 24)))]
             ids = rng.choices(pool, k=rng.randint(1, 24))
         else:
             ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
         heard = ids
-        if 0.8 < kind < 0.88:
+        if 0.4 < kind < 0.5:
+            return chat_document(tokenizer, encoded(BACKWARDS_PROMPT) + ids, ids[::-1])
+        if 0.5 < kind < 0.55:
             heard = [token for token in ids for _ in range(2)]
-        elif kind > 0.88:
-            heard = stretch(ids, rng, pause_id=pause_id)
-        return chat_document(tokenizer, prompt + heard, ids)
+        elif kind > 0.55:
+            silence = [pause_id] * rng.randint(0, 4)
+            heard = silence + stretch(ids, rng, pause_id=pause_id, most=rng.randint(1, 4), gap=rng.uniform(0, 0.7))
+        return chat_document(tokenizer, encoded(prompt) + heard, ids)
 
     return draw
 

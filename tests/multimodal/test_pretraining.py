@@ -145,6 +145,13 @@ def test_answers_are_those_of_each_question_alone_in_order(batch_size: int) -> N
     assert found == expected
 
 
+def test_questions_may_be_token_ids() -> None:
+    ids = builtin_tokenizer().encode("A fox saw", add_special_tokens=False)
+    assert answers(decoder(), builtin_tokenizer(), [ids, "Who?"]) == answers(
+        decoder(), builtin_tokenizer(), ["A fox saw", "Who?"]
+    )
+
+
 def test_an_answer_ends_with_its_turn() -> None:
     lm: Any = SHAPE.build(builtin_tokenizer(), context=128).eval()
     with torch.no_grad():  # every state says: end of turn

@@ -1,6 +1,7 @@
 """Texts to be spoken: numbers in words are right, held-out texts are not learnt."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -8,6 +9,7 @@ from multimodal.data.text import spoken_form
 from multimodal.errors import UserError
 from speech.spoken_texts import (
     SOURCE_LANGUAGES,
+    digits_in_a_row,
     in_words,
     is_held_out,
     number_phrase,
@@ -32,6 +34,14 @@ def test_numbers_in_words() -> None:
     assert {number: ordinal_in_words(number) for number in ordinals} == ordinals
     with pytest.raises(ValueError, match="expected 0 to"):
         in_words(-1)
+
+
+def test_digits_in_a_row_come_again() -> None:
+    rng = random.Random(0)
+    rows = [digits_in_a_row(rng).split() for _ in range(200)]
+    assert {word for row in rows for word in row} == {in_words(number) for number in range(10)}
+    assert {len(row) for row in rows} == set(range(1, 9))
+    assert any(a == b for row in rows for a, b in pairwise(row))
 
 
 @pytest.mark.parametrize("writer", [number_phrase, short_prose])

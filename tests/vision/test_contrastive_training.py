@@ -62,6 +62,16 @@ def test_the_saved_encoder_is_the_trained_one(tmp_path: Path, decoder_folder: Pa
     assert a != c
 
 
+def test_goes_on_from_an_encoder_folder(tmp_path: Path, decoder_folder: Path) -> None:
+    first = config(tmp_path / "first", decoder_folder, SCENES, steps=1)
+    pretrain_image_encoder(first)
+    still = replace(first.train, learning_rates={"encoder": 0, "text": 1e-3})
+    weights = replace(first.encoder, weights=tmp_path / "first" / "encoder")
+    pretrain_image_encoder(replace(first, run_dir=tmp_path / "more", encoder=weights, train=still))
+    files = [tmp_path / name / "encoder" / "encoder.safetensors" for name in ("first", "more")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_captioning_beside_contrast_trains_another_encoder(tmp_path: Path, decoder_folder: Path) -> None:
     plain = config(tmp_path / "plain", decoder_folder, SCENES)
     both = replace(plain, run_dir=tmp_path / "both", caption_weight=2.0)

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from multimodal.data.packing import Document
 from multimodal.data.text import (
+    BACKWARDS_PROMPT,
     CHUNK_CHARACTERS,
     HELD_OUT_EVERY,
     REPEAT_PROMPT,
+    TRANSLATE_PROMPT,
     chat_document,
     chat_source,
     conversation,
@@ -38,8 +40,8 @@ token_lists = st.lists(st.integers(PAUSE_ID + 1, PAUSE_ID + 4), max_size=12)
 
 
 def collapsed(ids: list[int]) -> list[int]:
-    """Without pauses, and each run of one token as that token once."""
-    return [token for token, _ in groupby(i for i in ids if i != PAUSE_ID)]
+    """As CTC reads: each run of one token as that token once, then without pauses."""
+    return [token for token, _ in groupby(ids) if token != PAUSE_ID]
 
 
 # Reading ---------------------------------------------------------------------------------------------------------
@@ -165,18 +167,18 @@ def test_a_chat_document_takes_ids_for_text() -> None:
 @given(token_lists, st.integers(1, 4), st.sampled_from([0.0, 0.2, 0.6]), st.integers(0, 10**6))
 def test_stretching_keeps_the_order_and_nothing_is_lost(ids: list[int], most: int, gap: float, seed: int) -> None:
     held = stretch(ids, random.Random(seed), pause_id=PAUSE_ID, most=most, gap=gap)
-    assert collapsed(held) == collapsed(ids)
+    assert collapsed(held) == ids
     sounding = [i for i in held if i != PAUSE_ID]
     assert len(ids) <= len(sounding) <= most * len(ids)
     if not gap:
-        assert len(sounding) == len(held)
+        assert len(held) - len(sounding) == sum(a == b for a, b in pairwise(ids))
     if most == 1:
         assert sounding == ids
     assert held == stretch(ids, random.Random(seed), pause_id=PAUSE_ID, most=most, gap=gap)
 
 
 def test_stretching_holds_and_pauses() -> None:
-    held = stretch([9] * 1000, random.Random(0), pause_id=PAUSE_ID, most=3, gap=0.2)
+    held = stretch([8, 9] * 500, random.Random(0), pause_id=PAUSE_ID, most=3, gap=0.2)
     pauses = held.count(PAUSE_ID)
     assert 1900 < len(held) - pauses < 2100  # twice on average
     assert 200 < pauses < 300  # a quarter of a pause for each token
@@ -185,23 +187,29 @@ def test_stretching_holds_and_pauses() -> None:
 def form_of(question: list[int], answer: list[int]) -> str:
     """In which form a question holds its answer."""
     tokenizer = builtin_tokenizer()
-    asked = f"<|begin_of_text|><|user|>{REPEAT_PROMPT} "
-    if question == tokenizer.encode(asked + tokenizer.decode(answer), add_special_tokens=False):
+    asked = [f"<|begin_of_text|><|user|>{prompt} " for prompt in (REPEAT_PROMPT, TRANSLATE_PROMPT, BACKWARDS_PROMPT)]
+    said = tokenizer.decode(question)
+    begin = next(text for text in asked if said.startswith(text))
+    if begin != asked[2] and question == tokenizer.encode(begin + tokenizer.decode(answer), add_special_tokens=False):
         return "as written"
-    prompt = tokenizer.encode(asked, add_special_tokens=False)
+    prompt = tokenizer.encode(begin, add_special_tokens=False)
     heard = question[len(prompt) :]
     assert question[: len(prompt)] == prompt
-    assert collapsed(heard) == collapsed(answer)
+    if begin == asked[2]:
+        assert heard == answer[::-1]
+        return "backwards"
     if heard in (answer, [i for i in answer for _ in range(2)]):
         return "alone" if heard == answer else "doubled"
-    return "stretched"
+    assert collapsed(heard) == answer
+    return "translated" if begin == asked[1] else "stretched"
 
 
 def test_what_is_to_be_repeated_is_what_is_asked() -> None:
     tokenizer = builtin_tokenizer()
     examples = sentences(TEXTS)
     assert len(examples) > 3
-    draw, rng = repeat_source(tokenizer, examples), random.Random(0)
+    written = ["two foxes and", "two dogs"]
+    draw, rng = repeat_source(tokenizer, examples, writers=[lambda rng: rng.choice(written)]), random.Random(0)
     forms, said = set(), set()
     for _ in range(400):
         document = draw(rng)
@@ -212,8 +220,8 @@ def test_what_is_to_be_repeated_is_what_is_asked() -> None:
         assert min(answer) > max(tokenizer.all_special_ids)
         forms.add(form_of(document.ids[:middle], answer))
         said.add(tokenizer.decode(answer))
-    assert forms == {"as written", "alone", "doubled", "stretched"}
-    assert said & set(examples) and said & {spoken_form(s) for s in examples}
+    assert forms == {"as written", "alone", "doubled", "stretched", "translated", "backwards"}
+    assert said & set(examples) and said & {spoken_form(s) for s in examples} and said > set(written)
 
 
 def test_prose_is_drawn_in_windows_of_the_chunks() -> None:
