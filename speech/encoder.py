@@ -89,15 +89,19 @@ class Family:
     """What a family of models does in its own way.
 
     stride: input frames of an output frame, from the model's config. window: input frames that the model always hears,
-    silence behind the utterance; None: padding is masked.
+    silence behind the utterance; None: padding is masked. sinusoids: module with a table of positions that is never
+    trained.
     """
 
     stride: Callable[[Any], int]
     window: Callable[[Any], int] | None = None
+    sinusoids: str | None = None
 
 
 FAMILIES = {
-    "whisper": Family(stride=lambda _: 2, window=lambda config: 2 * config.max_source_positions),
+    "whisper": Family(
+        stride=lambda _: 2, window=lambda config: 2 * config.max_source_positions, sinusoids="embed_positions"
+    ),
     "wav2vec2-bert": Family(stride=lambda _: 1),
     "parakeet_encoder": Family(stride=lambda config: config.subsampling_factor),
 }
@@ -129,7 +133,11 @@ class HubSpeechEncoder(HubEncoder):
         for unused in ("adapter", "masked_spec_embed"):  # wav2vec2-BERT's: the speech adapter, and `masked`, do that
             if getattr(kept, unused, None) is not None:
                 setattr(kept, unused, None)
-        _fix_constants(kept)
+        if family.sinusoids is not None:  # a buffer, which no learning rate moves
+            table = kept.get_submodule(family.sinusoids)
+            values_TD = table.weight.detach()
+            del table.weight
+            table.register_buffer("weight", values_TD)
         self.model: PreTrainedModel = kept
 
     @classmethod
@@ -203,12 +211,3 @@ def _with_silence(x_BMF: Tensor, valid_BM: Tensor, window: int) -> Tensor:
     x_BMF = torch.where(valid_BM[..., None], x_BMF, silence_B11)
     tail_BMF = silence_B11.expand(-1, window - x_BMF.shape[1], x_BMF.shape[2])
     return torch.cat([x_BMF, tail_BMF], dim=1)
-
-
-def _fix_constants(model: nn.Module) -> None:
-    """What the model itself never trains (Whisper's sinusoids) becomes a buffer, which no learning rate moves."""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if not parameter.requires_grad:
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
