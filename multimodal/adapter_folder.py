@@ -1,13 +1,14 @@
 """An adapter as a thing of its own: a folder with a configuration, the adapter's tensors only, and a model card.
 
-`adapter_config.json` names the decoder and the hash of its weights; loading on another decoder is refused. Weights are
-safetensors: no code is ever run from such a folder.
+`adapter_config.json` names the decoder and the hash of its weights; loading on another decoder is refused. The same
+goes for an encoder of the hub that was not trained. Weights are safetensors: no code is ever run from such a folder.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
+from multimodal.hub_encoder import HubEncoder
 from multimodal.pretrained import load_decoder
 from multimodal.train.logging import git_revision
 from multimodal.train.precision import resolve_device
@@ -28,11 +30,18 @@ FORMAT = 1
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter.safetensors", "README.md"
 
 
-def _owned_tensors(model: "MultimodalModel") -> dict[str, torch.Tensor]:
-    """The adapter's tensors: everything of the modalities, and the placeholders' embeddings."""
+def _hub_encoders(model: "MultimodalModel") -> dict[str, HubEncoder]:
+    """Encoders of the hub, by the place of their weights in the model."""
+    found = model.modalities.named_modules()
+    return {f"modalities.{name}.model": module for name, module in found if isinstance(module, HubEncoder)}
+
+
+def _owned_tensors(model: "MultimodalModel", borrowed: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The adapter's tensors: those of the modalities but for what is borrowed, and the placeholders' embeddings."""
     tensors = {"extra_embedding.weight": model.decoder.extra_embedding.weight}
-    tensors |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict().items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict(keep_vars=True).items()}
+    places = tuple(f"{place}." for place in borrowed)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(places)}
 
 
 def save_adapter(
@@ -46,12 +55,16 @@ def save_adapter(
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; expected a new folder or an adapter to replace")
     lm = model.decoder.lm
+    origins = {place: encoder.borrowed for place, encoder in _hub_encoders(model).items()}
+    borrowed = {place: asdict(origin) for place, origin in origins.items() if origin is not None}
+    owned = {name: t.detach().cpu().contiguous() for name, t in _owned_tensors(model, borrowed).items()}
     config = {
         "format": FORMAT,
         "decoder": model.decoder_name,
         "decoder_sha256": model.decoder.sha256(),
         "decoder_dtype": str(lm.dtype).removeprefix("torch."),
         "modalities": {kind: m.config.to_dict() for kind, m in model.modalities.items()},  # type: ignore[union-attr]
+        "borrowed": borrowed,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "git": git_revision()},
         "recipe": dict(recipe),
         "metrics": dict(metrics),
@@ -60,7 +73,7 @@ def save_adapter(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        save_file(_owned_tensors(model), new / WEIGHTS)
+        save_file(owned, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
         (new / CARD).write_text(_card(config))
         if folder.exists():
@@ -89,6 +102,7 @@ def _card(config: Mapping[str, Any]) -> str:
         f"# {kinds} adapter",
         "",
         f"For the frozen decoder `{config['decoder']}` (sha256 `{config['decoder_sha256'][:16]}...`), made with Graft.",
+        *(f"Its encoder `{origin['name']}` is not in this folder." for origin in config["borrowed"].values()),
         "",
         "| metric | value |",
         "| --- | --- |",
@@ -127,7 +141,8 @@ def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, devi
         force_decoder: accept a decoder whose weights differ from those that the adapter was trained on.
 
     Raises:
-        UserError: not an adapter folder, a different decoder, or tensors that do not fit (up to ten are named).
+        UserError: not an adapter folder, a different decoder or encoder, or tensors that do not fit (up to ten are
+            named).
     """
     from multimodal.model import MultimodalModel
 
@@ -144,19 +159,32 @@ def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, devi
     model = MultimodalModel(frozen, tokenizer, decoder_name=name)
     for kind, modality in config["modalities"].items():
         model.add(kind, modality)
+    borrowed = config.get("borrowed", {})
+    _check_borrowed(model, borrowed, folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); expected the adapter's tensors") from None
-    _fill(model, tensors, folder / WEIGHTS)
+    _fill(_owned_tensors(model, borrowed), tensors, folder / WEIGHTS)
     return model.eval()
 
 
+def _check_borrowed(model: "MultimodalModel", borrowed: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError unless the names give the weights that the adapter was trained on."""
+    encoders = _hub_encoders(model)
+    for place, origin in borrowed.items():
+        found, expected = encoders[place].origin if place in encoders else None, origin["sha256"]
+        if found is None or found.sha256 != expected:
+            now = "incomplete weights" if found is None else found.sha256[:12]
+            raise UserError(
+                f"{folder}: was trained on encoder {origin['name']} (sha256 {expected[:12]}), which now has {now}; "
+                "expected the same weights"
+            )
+
+
 @torch.no_grad()
-def _fill(model: "MultimodalModel", tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Copy the tensors into the model, if they are exactly the ones that it has."""
-    targets = {"extra_embedding.weight": model.decoder.extra_embedding.weight}
-    targets |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict(keep_vars=True).items()}
+def _fill(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Copy the tensors into their targets, if they are exactly those that are asked for."""
     wrong = [f"missing {name}" for name in targets.keys() - tensors.keys()]
     wrong += [f"unknown {name}" for name in tensors.keys() - targets.keys()]
     wrong += [

@@ -72,9 +72,17 @@ class SpeechSamples:
     ) -> None:
         self.utterances, self.silence = utterances, silence
         self.turns = Turns(model, kind="audio", text_first=True)
-        self.rate = speech_of(model).log_mel.config.rate
+        speech = speech_of(model)
+        self.rate, self.longest_seconds = speech.rate, speech.longest_seconds
         sounds = [(u.sound, u.id) for u in utterances]
-        self.waveforms = Waveforms(sounds, rate=self.rate, augment=augment, keep_mb=keep_mb, on_error=on_error)
+        self.waveforms = Waveforms(
+            sounds,
+            rate=self.rate,
+            augment=augment,
+            heard_seconds=self.longest_seconds,
+            keep_mb=keep_mb,
+            on_error=on_error,
+        )
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -93,7 +101,8 @@ class SpeechSamples:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         low, high = SILENCE_LEVELS
         level = low * (high / low) ** rng.random()
-        return level * torch.randn(round(rng.uniform(*SILENCE_SECONDS) * self.rate), generator=generator)
+        seconds = min(rng.uniform(*SILENCE_SECONDS), self.longest_seconds)
+        return level * torch.randn(round(seconds * self.rate), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,8 @@ def read_spoken(model: MultimodalModel, utterances: Sequence[Utterance]) -> list
     Raises:
         UserError: fewer than two can be read.
     """
-    waveforms = Waveforms([(u.sound, u.id) for u in utterances], rate=speech_of(model).log_mel.config.rate)
+    speech, sounds = speech_of(model), [(u.sound, u.id) for u in utterances]
+    waveforms = Waveforms(sounds, rate=speech.rate, heard_seconds=speech.longest_seconds)
     found = [(u, waveforms.sample(i, random.Random(i))) for i, u in enumerate(utterances)]
     spoken = [Spoken(u, waveform_S) for u, waveform_S in found if waveform_S is not None]
     if len(spoken) < 2:
@@ -171,7 +181,7 @@ def evaluate_speech(
     """
     model.eval()
     speech = speech_of(model)
-    own, seconds = list(range(len(spoken))), sum(len(one.waveform) for one in spoken) / speech.log_mel.config.rate
+    own, seconds = list(range(len(spoken))), sum(len(one.waveform) for one in spoken) / speech.rate
     factors: list[float] = []
 
     def predict(samples: Sequence[Spoken], media_from: list[int | None]) -> list[str]:

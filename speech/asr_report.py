@@ -6,6 +6,7 @@ from multimodal.chart import Chart
 from multimodal.model import MultimodalModel
 from multimodal.report import Card, DecoderProof, Headline, Report, ScoreRow, run_facts
 from speech.asr import SpeechScores, speech_of
+from speech.features import LogMel, LogMelConfig
 from speech.sound_picture import sound_media
 from speech.word_errors import compare_words
 
@@ -15,9 +16,11 @@ LABELS = {"wer": "word error rate", "cer": "character error rate", "exact": "tra
 def speech_cards(model: MultimodalModel, scores: SpeechScores, shown: Sequence[int]) -> tuple[Card, ...]:
     """Cards of the utterances `shown`."""
     found, cards = scores.evaluation, []
+    speech = speech_of(model)
+    log_mel = speech.log_mel if isinstance(speech.log_mel, LogMel) else LogMel(LogMelConfig(rate=speech.rate))
     for i in shown:
         utterance, said = found.samples[i].utterance, found.predictions[i]
-        media = sound_media(found.samples[i].waveform, speech_of(model).log_mel, utterance.id)
+        media = sound_media(found.samples[i].waveform, log_mel, utterance.id)
         words = compare_words(said, utterance.text)
         title = f"{utterance.id}, {utterance.speaker}" if utterance.speaker else utterance.id
         cards.append(Card(media, said, (utterance.text,), title=title, words=words))

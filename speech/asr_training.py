@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from multimodal.config import dump
+from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
-from speech.conformer import ConformerConfig
+from speech.conformer import Conformer, ConformerConfig
 from speech.encoder_folder import load_encoder, read_encoder_config
 from speech.encoder_training import fit_statistics, train_ctc
+from speech.features import LogMel
 from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import (
     WRITERS,
@@ -44,6 +46,8 @@ class AsrConfig:
     decoder: str = BUILTIN
     """"builtin", a folder, or a name of the hub."""
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
+    encoder_name: str = ""
+    """Hub name or folder of a speech encoder of transformers (Whisper, wav2vec2-BERT, Parakeet); empty: a conformer."""
     encoder_weights: Path | None = None
     """Encoder folder of `pretrain_speech_encoder`, whose sizes are taken."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
@@ -59,6 +63,24 @@ class AsrConfig:
     """Recompute activations in the backward pass to save memory."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.encoder_name and self.encoder_weights is not None:
+            raise UserError(
+                f"--encoder-weights {self.encoder_weights}: {self.encoder_name} brings its own; expected one of the two"
+            )
+        if self.ctc.steps and not self.ctc_settings().learning_rates["encoder"]:
+            raise UserError(
+                f"--ctc.steps {self.ctc.steps}: the encoder's rate is 0, so that nothing would be learnt; expected "
+                "--ctc.steps 0, or --ctc.learning-rates with a rate of the encoder"
+            )
+
+    def ctc_settings(self) -> TrainConfig:
+        """Of the CTC warm start. A hub encoder has been trained before: it keeps the rate of the main stage."""
+        rates = CTC_RATES
+        if self.encoder_name:
+            rates = rates | {"encoder": self.train.learning_rates.get("encoder", 0.0)}
+        return self.ctc.settings(self.train, rates=rates)
 
 
 @dataclass(frozen=True)
@@ -87,13 +109,15 @@ def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> Multimoda
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     weights = config.encoder_weights
     sizes = config.encoder if weights is None else read_encoder_config(weights)
-    model.add("audio", SpeechConfig(encoder=sizes, adapter=config.adapter))
+    model.add("audio", SpeechConfig(encoder=sizes, encoder_name=config.encoder_name, adapter=config.adapter))
     speech = speech_of(model)
     speech.augment = config.data.augment
-    if weights is None:
-        fit_statistics(speech.log_mel, [(u.sound, u.id) for u in utterances], seed=config.train.seed)
-    else:
-        load_encoder(speech.log_mel, speech.encoder, weights)
+    log_mel, encoder = speech.log_mel, speech.encoder
+    if isinstance(log_mel, LogMel) and isinstance(encoder, Conformer):  # another encoder comes with its features
+        if weights is None:
+            fit_statistics(log_mel, [(u.sound, u.id) for u in utterances], seed=config.train.seed)
+        else:
+            load_encoder(log_mel, encoder, weights)
     if config.checkpointing:
         decoder.enable_gradient_checkpointing()
         speech.encoder.enable_gradient_checkpointing()
@@ -104,14 +128,13 @@ def _warm_start(
     config: AsrConfig, model: MultimodalModel, utterances: Sequence[Utterance], dev: Sequence[Utterance]
 ) -> None:
     speech = speech_of(model)
-    settings = config.ctc.settings(config.train, rates=CTC_RATES)
     train_ctc(
         speech.log_mel,
         speech.encoder,
         utterances,
         dev,
         data=config.data,
-        settings=settings,
+        settings=config.ctc_settings(),
         run_dir=config.run_dir / "ctc",
         resume=config.resume,
         config_yaml=dump(config),
@@ -164,6 +187,7 @@ def train_asr(
     dev = dev_utterances(data, seed=seed, writers=writers)
     model = build_model(config, utterances)
     sha256 = model.decoder.sha256()
+    report(f"a token of speech stands for {1000 * speech_of(model).embedding_seconds:g} ms")
     if config.ctc.steps:
         _warm_start(config, model, utterances, dev)
     if config.adapter_only.steps:

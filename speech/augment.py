@@ -95,12 +95,15 @@ def add_noise(waveform_S: Tensor, *, snr_db: float, rng: Randomness, noise_S: Te
     return waveform_S + noise_S * (speech_power / noise_power * 10 ** (-snr_db / 10)).sqrt()
 
 
-def mask_features(features_BTC: Tensor, frames_B: Tensor, *, settings: Augment, rng: Randomness) -> Tensor:
-    """SpecAugment: stretches of time and bands of channels set to 0, the mean after normalising; a new tensor.
+def mask_features(
+    features_BTC: Tensor, frames_B: Tensor, *, settings: Augment, rng: Randomness, fill_BC: Tensor | None = None
+) -> Tensor:
+    """SpecAugment: stretches of time and bands of channels set to their mean; a new tensor.
 
     Args:
-        features_BTC: normalised features, on any device.
+        features_BTC: features, on any device.
         frames_B: int64, valid frames of each utterance; masks lie within them.
+        fill_BC: what is set; None: 0, the mean of normalised features.
     """
     generator = _generator(rng)
     channels_B = torch.full_like(frames_B, features_BTC.shape[2])
@@ -109,7 +112,10 @@ def mask_features(features_BTC: Tensor, frames_B: Tensor, *, settings: Augment, 
     times_BT = _spans(features_BTC.shape[1], frames_B, widest_B, settings.time_masks, generator)
     widest_B = channels_B.clamp(max=settings.channel_mask_width)
     bands_BC = _spans(features_BTC.shape[2], channels_B, widest_B, settings.channel_masks, generator)
-    return features_BTC.masked_fill(times_BT[:, :, None] | bands_BC[:, None, :], 0.0)
+    masked_BTC = times_BT[:, :, None] | bands_BC[:, None, :]
+    if fill_BC is None:
+        return features_BTC.masked_fill(masked_BTC, 0.0)
+    return torch.where(masked_BTC, fill_BC[:, None, :], features_BTC)
 
 
 def _spans(size: int, lengths_B: Tensor, widest_B: Tensor, masks: int, generator: torch.Generator) -> Tensor:

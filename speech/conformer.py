@@ -87,6 +87,11 @@ class Conformer(nn.Module):
         """D: width of the features."""
         return self.config.width
 
+    @property
+    def stride(self) -> int:
+        """Mel frames of a frame."""
+        return self.config.stack
+
     def output_length(self, length: Length) -> Length:
         """Frames (40 ms) of so many mel frames; a tensor for a tensor."""
         return ceil_divide(length, self.config.stack)

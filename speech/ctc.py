@@ -1,7 +1,8 @@
 """A CTC head on the encoder's frames: speech recognition without a decoder (Graves et al. 2006).
 
 A small encoder must already expose letters or words before a frozen decoder can read it; this head teaches it so. It
-stands on the encoder's 40 ms frames: the adapter's 80 ms are too few for spelled letters.
+stands on the encoder's frames (the conformer's 40 ms, Whisper's and wav2vec2-BERT's 20 ms): the adapter's, half as
+many, are too few for spelled letters, and so are often Parakeet's of 80 ms.
 
 Legend: B utterances, T frames, D encoder width, U tokens of the longest target, V vocabulary.
 """

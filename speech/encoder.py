@@ -3,21 +3,59 @@
 They bring their own features: `HubSpeechEncoder.features` turns a waveform into what `forward` takes. As with the
 conformer, padding is seen by nobody. What differs between the families is data: the table `FAMILIES`.
 
-Legend: B utterances, M input frames, F channels of an input frame, T output frames, D width, S samples.
+Legend: B utterances, M input frames, F channels of an input frame, T output frames, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel, SequenceFeatureExtractor
+from transformers import AutoFeatureExtractor, PreTrainedModel, SequenceFeatureExtractor
 
 from multimodal.errors import UserError
-from speech.frames import Length, ceil_divide, frame_mask, trim
+from multimodal.hub_encoder import HubEncoder, origin_of, read_model
+from speech.augment import Augment, Randomness
+from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, trim
+from speech.hub_features import HubFeatures
 
-SHORTEST_SECONDS = 0.1
+
+class SpeechFeatures(Protocol):
+    """What makes an encoder's input frames of waveforms: `collate` on the CPU, in any process, then `frames` on the
+    device.
+    """
+
+    @property
+    def rate(self) -> int:
+        """Samples in a second."""
+        ...
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one input frame to the next."""
+        ...
+
+    @property
+    def longest_seconds(self) -> float:
+        """What the encoder hears at once; infinite where it does not matter."""
+        ...
+
+    def output_length(self, samples: int) -> int:
+        """Input frames of so many samples."""
+        ...
+
+    def collate(self, waveforms: Sequence[Tensor]) -> SpeechBatch:
+        """A batch for `frames`."""
+        ...
+
+    def frames(self, batch: SpeechBatch) -> SpeechBatch:
+        """Input frames [B, M, F], the same alone and in any batch."""
+        ...
+
+    def masked(self, batch: SpeechBatch, *, settings: Augment, rng: Randomness) -> SpeechBatch:
+        """Input frames with the masks of SpecAugment."""
+        ...
 
 
 class SpeechEncoder(Protocol):
@@ -26,6 +64,11 @@ class SpeechEncoder(Protocol):
     @property
     def feature_dim(self) -> int:
         """D: width of the features."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Input frames of a feature frame."""
         ...
 
     def output_length(self, length: Length) -> Length:
@@ -46,21 +89,25 @@ class Family:
     """What a family of models does in its own way.
 
     stride: input frames of an output frame, from the model's config. window: input frames that the model always hears,
-    silence behind the utterance; None: padding is masked.
+    silence behind the utterance; None: padding is masked. sinusoids: module with a table of positions that is never
+    trained.
     """
 
     stride: Callable[[Any], int]
     window: Callable[[Any], int] | None = None
+    sinusoids: str | None = None
 
 
 FAMILIES = {
-    "whisper": Family(stride=lambda _: 2, window=lambda config: 2 * config.max_source_positions),
+    "whisper": Family(
+        stride=lambda _: 2, window=lambda config: 2 * config.max_source_positions, sinusoids="embed_positions"
+    ),
     "wav2vec2-bert": Family(stride=lambda _: 1),
     "parakeet_encoder": Family(stride=lambda config: config.subsampling_factor),
 }
 
 
-class HubSpeechEncoder(nn.Module):
+class HubSpeechEncoder(HubEncoder):
     """A speech encoder of `transformers` (in place of that of spec B2).
 
     Args:
@@ -78,16 +125,20 @@ class HubSpeechEncoder(nn.Module):
         config = kept.config
         if config.model_type not in FAMILIES:
             raise UserError(f"speech encoder: found {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
-        self.extractor: Any = extractor
-        if "input_features" not in self.extractor.model_input_names:
-            raise UserError(f"speech encoder: {type(extractor).__name__} is not the extractor of {config.model_type}")
-        config.apply_spec_augment = False  # wav2vec2-BERT's own, on by default in training
-        if getattr(kept, "adapter", None) is not None:
-            kept.adapter = None  # wav2vec2-BERT's, in the place of which the speech adapter stands
-        self.model: PreTrainedModel = kept
         family = FAMILIES[config.model_type]
         self.stride = family.stride(config)
         self.window = None if family.window is None else family.window(config)
+        self.features = HubFeatures(extractor, family=config.model_type, window=self.window)
+        config.apply_spec_augment = False  # wav2vec2-BERT's own, on by default in training
+        for unused in ("adapter", "masked_spec_embed"):  # wav2vec2-BERT's: the speech adapter, and `masked`, do that
+            if getattr(kept, unused, None) is not None:
+                setattr(kept, unused, None)
+        if family.sinusoids is not None:  # a buffer, which no learning rate moves
+            table = kept.get_submodule(family.sinusoids)
+            values_TD = table.weight.detach()
+            del table.weight
+            table.register_buffer("weight", values_TD)
+        self.model: PreTrainedModel = kept
 
     @classmethod
     def from_pretrained(cls, name: str) -> "HubSpeechEncoder":
@@ -96,12 +147,15 @@ class HubSpeechEncoder(nn.Module):
         Raises:
             UserError: no such model, or one of another family.
         """
+        model, whole = read_model(name, what="speech encoder")
         try:
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
             extractor = AutoFeatureExtractor.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise UserError(f"speech encoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        return cls(model, extractor)
+            reason = str(error).splitlines()[0]
+            raise UserError(f"speech encoder {name}: no feature extractor can be loaded: {reason}") from error
+        encoder = cls(model, extractor)
+        encoder.origin = origin_of(encoder.model, name) if whole else None
+        return encoder
 
     @property
     def feature_dim(self) -> int:
@@ -111,46 +165,21 @@ class HubSpeechEncoder(nn.Module):
     @property
     def sample_rate(self) -> int:
         """Samples in a second of what `features` takes."""
-        return self.extractor.sampling_rate
+        return self.features.rate
 
     def output_length(self, length: Length) -> Length:
         """Feature frames of so many input frames; a tensor for a tensor."""
         return ceil_divide(length, self.stride)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        # The newer of the two names warns under the older one, and transformers 5.17 knows the older one alone.
-        older = self.model.gradient_checkpointing_enable
-        getattr(self.model, "activation_checkpointing_enable", older)({"use_reentrant": False})
-
     def train(self, mode: bool = True) -> "HubSpeechEncoder":
-        """As ever, but batch norms (Parakeet's) keep their statistics: those of a batch would hold its padding."""
-        super().train(mode)
+        """As ever, but batch norms (Parakeet's) keep their statistics: those of a batch would hold its padding. And a
+        frozen encoder drops nothing out: it is used as it was published.
+        """
+        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.eval()
         return self
-
-    def features(self, samples_S: Tensor) -> Tensor:
-        """Input frames [M, F] of one mono waveform at `sample_rate`, as the model's own extractor makes them.
-
-        Raises:
-            UserError: less than 0.1 s, or more than the model hears at once.
-        """
-        seconds = len(samples_S) / self.sample_rate
-        if seconds < SHORTEST_SECONDS:
-            raise UserError(f"speech of {seconds:.2f} s, expected at least {SHORTEST_SECONDS} s")
-        if self.window is not None and len(samples_S) > self.window * self.extractor.hop_length:
-            longest = self.window * self.extractor.hop_length / self.sample_rate
-            raise UserError(f"speech of {seconds:.2f} s, the encoder hears at most {longest:g} s at once")
-        made = self.extractor(
-            samples_S.cpu().numpy(), sampling_rate=self.sample_rate, return_tensors="pt", return_attention_mask=True
-        )
-        if self.window is None:
-            return made["input_features"][0, : int(made["attention_mask"].sum())]
-        # Every frame that hears a sample; those behind are pure silence, which `forward` puts back.
-        heard = ceil_divide(len(samples_S) + self.extractor.n_fft // 2, self.extractor.hop_length)
-        return made["input_features"][0, :, : min(heard, self.window)].T
 
     def forward(self, features_BMF: Tensor, lengths_B: Tensor) -> Tensor:
         """Features [B, T, D], the model's last hidden states; T is `output_length` of the longest utterance.

@@ -22,10 +22,11 @@ from multimodal.files import find_files
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.audio import AUDIO_SUFFIXES
-from speech.augment import Augment, mask_features
+from speech.augment import Augment
 from speech.best_rq import BestRQConfig, BestRQTask
 from speech.conformer import Conformer, ConformerConfig
 from speech.ctc import CTCHead
+from speech.encoder import HubSpeechEncoder, SpeechFeatures
 from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
 from speech.features import LogMel, LogMelConfig
 from speech.frames import SpeechBatch, pad_batch
@@ -111,7 +112,14 @@ class CTCTask(nn.Module):
         augment: SpecAugment in training.
     """
 
-    def __init__(self, log_mel: LogMel, encoder: Conformer, *, alphabet: str, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        log_mel: SpeechFeatures,
+        encoder: Conformer | HubSpeechEncoder,
+        *,
+        alphabet: str,
+        augment: Augment | None = None,
+    ) -> None:
         super().__init__()
         self.log_mel, self.encoder, self.alphabet, self.augment = log_mel, encoder, alphabet, augment
         self.head = CTCHead(width=encoder.feature_dim, vocabulary=len(alphabet))
@@ -126,13 +134,13 @@ class CTCTask(nn.Module):
         """Waveforms with their transcripts; characters that are not in the alphabet are left out."""
         ids = [torch.tensor([self.alphabet.index(c) for c in spoken_form(t) if c in self.alphabet]) for _, t in samples]
         targets_BU = nn.utils.rnn.pad_sequence([i.long() for i in ids], batch_first=True)
-        return CTCBatch(pad_batch([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
+        return CTCBatch(self.log_mel.collate([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
 
     def _hidden(self, sound: SpeechBatch) -> tuple[Tensor, Tensor]:
-        features_BMF, lengths_B = self.log_mel(sound.padded, sound.lengths)
+        frames = self.log_mel.frames(sound)
         if self.training and self.augment is not None:
-            features_BMF = mask_features(features_BMF, lengths_B, settings=self.augment, rng=torch.default_generator)
-        return self.encoder(features_BMF, lengths_B), self.encoder.output_length(lengths_B)
+            frames = self.log_mel.masked(frames, settings=self.augment, rng=torch.default_generator)
+        return self.encoder(frames.padded, frames.lengths), self.encoder.output_length(frames.lengths)
 
     def loss(self, batch: CTCBatch) -> tuple[Tensor, int]:
         """Summed CTC loss and the number of characters."""
@@ -147,7 +155,7 @@ class CTCTask(nn.Module):
     @torch.no_grad()
     def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
         """Greedy transcripts of one batch."""
-        sound = pad_batch(list(waveforms)).to(self.log_mel.mean_C.device)
+        sound = self.log_mel.collate(waveforms).to(self.head.linear.weight.device)
         return ["".join(self.alphabet[i] for i in ids) for ids in self.head.decode(*self._hidden(sound))]
 
 
@@ -156,15 +164,20 @@ class TranscribedSamples:
 
     Args:
         utterances: of which those to be transcribed are taken.
-        rate: samples a second.
+        log_mel: whose rate the waveforms have, and whose longest they do not exceed.
         data: augmentation, and what is done with broken recordings.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], *, rate: int, data: SpeechDataConfig) -> None:
+    def __init__(self, utterances: Sequence[Utterance], *, log_mel: SpeechFeatures, data: SpeechDataConfig) -> None:
         self.utterances = [u for u in utterances if u.task == "transcribe"]
         sounds = [(u.sound, u.id) for u in self.utterances]
         self.waveforms = Waveforms(
-            sounds, rate=rate, augment=data.augment, keep_mb=data.keep_mb, on_error=data.on_error
+            sounds,
+            rate=log_mel.rate,
+            augment=data.augment,
+            heard_seconds=log_mel.longest_seconds,
+            keep_mb=data.keep_mb,
+            on_error=data.on_error,
         )
 
     def __len__(self) -> int:
@@ -243,8 +256,8 @@ def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WR
 
 
 def train_ctc(
-    log_mel: LogMel,
-    encoder: Conformer,
+    log_mel: SpeechFeatures,
+    encoder: Conformer | HubSpeechEncoder,
     utterances: Sequence[Utterance],
     dev: Sequence[Utterance],
     *,
@@ -259,7 +272,7 @@ def train_ctc(
     Raises:
         UserError: anything the user can put right.
     """
-    samples = TranscribedSamples(utterances, rate=log_mel.config.rate, data=data)
+    samples = TranscribedSamples(utterances, log_mel=log_mel, data=data)
     if not samples.utterances:
         raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
     alphabet = "".join(sorted({c for u in samples.utterances for c in spoken_form(u.text)}))
@@ -279,7 +292,8 @@ def train_ctc(
 
 def ctc_scores(task: CTCTask, utterances: Sequence[Utterance], *, batch_size: int = 32) -> dict[str, float]:
     """WER and CER of the head's greedy transcripts."""
-    waveforms = Waveforms([(u.sound, u.id) for u in utterances], rate=task.log_mel.config.rate)
+    sounds, log_mel = [(u.sound, u.id) for u in utterances], task.log_mel
+    waveforms = Waveforms(sounds, rate=log_mel.rate, heard_seconds=log_mel.longest_seconds)
     found = [(waveforms.sample(i, random.Random(i)), u.text) for i, u in enumerate(utterances)]
     kept: list[tuple[Any, str]] = sorted(((w, t) for w, t in found if w is not None), key=lambda pair: len(pair[0]))
     said = [

@@ -12,8 +12,9 @@ sample is one frame, and nothing depends on how far a batch is padded, or with w
 Legend: B batch, S samples, T frames, N samples of a window, F frequency bins, C mel channels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,8 @@ import torchaudio
 from torch import Tensor, nn
 
 from multimodal.errors import UserError
-from speech.frames import Length, ceil_divide, frame_mask
+from speech.augment import Augment, Randomness, mask_features
+from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, pad_batch
 
 FLOOR = 2.0**-24
 
@@ -63,7 +65,10 @@ class LogMel(nn.Module):
     """Normalised log-mel features of a ragged batch, computed in float32 on the module's device, whatever the autocast.
 
     `mean_C` and `std_C` are saved with the model; they start as 0 and 1: call `fit_statistics` before training.
+    It is the conformer's `SpeechFeatures` (`speech.encoder`).
     """
+
+    longest_seconds = inf
 
     window_N: Tensor
     filters_FC: Tensor
@@ -77,6 +82,16 @@ class LogMel(nn.Module):
         self.register_buffer("filters_FC", self.config.filters(), persistent=False)
         self.register_buffer("mean_C", torch.zeros(self.config.channels))
         self.register_buffer("std_C", torch.ones(self.config.channels))
+
+    @property
+    def rate(self) -> int:
+        """Samples in a second."""
+        return self.config.rate
+
+    @property
+    def frame_seconds(self) -> float:
+        """From one frame to the next."""
+        return self.config.hop / self.config.rate
 
     def output_length(self, samples: Length) -> Length:
         """Frames of so many samples; a tensor for a tensor."""
@@ -96,6 +111,18 @@ class LogMel(nn.Module):
         frames_B = self.output_length(samples_B)
         features_BTC = (self._log_mel(waveform_BS, samples_B) - self.mean_C) / self.std_C
         return torch.where(frame_mask(frames_B, features_BTC.shape[1])[:, :, None], features_BTC, 0.0), frames_B
+
+    def collate(self, waveforms: Sequence[Tensor]) -> SpeechBatch:
+        """Waveforms [B, S]: the features are made on the device."""
+        return pad_batch(list(waveforms))
+
+    def frames(self, batch: SpeechBatch) -> SpeechBatch:
+        """Features of waveforms, as `forward` makes them."""
+        return SpeechBatch(*self(batch.padded, batch.lengths))
+
+    def masked(self, batch: SpeechBatch, *, settings: Augment, rng: Randomness) -> SpeechBatch:
+        """SpecAugment on features."""
+        return SpeechBatch(mask_features(batch.padded, batch.lengths, settings=settings, rng=rng), batch.lengths)
 
     @torch.no_grad()
     def fit_statistics(self, waveforms: Iterable[Tensor]) -> None:

@@ -1,8 +1,9 @@
 """The speech adapter: encoder features become vectors in the decoder's embedding space (Llama 3 paper, section 8.2 /
 spec B3).
 
-A convolution halves the rate (40 ms to 80 ms), one rotary transformer layer looks over the whole utterance, a linear
-layer leads to the decoder's width. The result is as loud as the decoder's own embeddings from the first step on.
+A convolution halves the rate (the conformer's 40 ms to 80 ms, Whisper's 20 ms to 40 ms), one rotary transformer layer
+looks over the whole utterance, a linear layer leads to the decoder's width. The result is as loud as the decoder's own
+embeddings from the first step on.
 
 Legend: B utterances, T encoder frames, E embeddings (half as many), C encoder width, W adapter width, D decoder width.
 """

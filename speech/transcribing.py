@@ -88,7 +88,7 @@ def transcribe(
 
     Args:
         language: of the text.
-        longest_seconds: of a piece that the model hears at once.
+        longest_seconds: of a piece that the model hears at once; no longer than its encoder can (Whisper: 30 s).
         rule: what counts as speech.
         options: those of `generate`.
 
@@ -97,7 +97,8 @@ def transcribe(
     """
     if not 1 <= longest_seconds <= LONGEST_SECONDS:
         raise UserError(f"pieces of {longest_seconds} s; expected 1 to {LONGEST_SECONDS:.0f}")
-    rate = speech_of(model).log_mel.config.rate
+    speech = speech_of(model)
+    rate, longest_seconds = speech.rate, min(longest_seconds, speech.longest_seconds)
     blocks = read_blocks(source if isinstance(source, bytes) else Path(source), seconds=BLOCK_SECONDS, rate=rate)
     pieces = speech_pieces(blocks, rate=rate, longest_seconds=longest_seconds, rule=rule)
     prompt = prompt_of(task, language)

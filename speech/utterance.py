@@ -9,6 +9,7 @@ Legend: S samples.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -148,6 +149,8 @@ class Waveforms:
         rate: samples a second.
         augment: for training: other speeds and noise; None leaves sound alone.
         longest: what to do with more than `LONGEST_SECONDS`: it is broken, or a random minute of it is taken.
+        heard_seconds: what the encoder hears at once. More is broken too, and an utterance that only augmentation would
+            make longer stays as it is.
         keep_mb: megabytes of sound that are kept in memory for later epochs.
         on_error: a broken sound gives None or raises; see `BrokenSamples`.
     """
@@ -159,10 +162,12 @@ class Waveforms:
         rate: int,
         augment: Augment | None = None,
         longest: Literal["refuse", "crop"] = "refuse",
+        heard_seconds: float = inf,
         keep_mb: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
         self.sounds, self.rate, self.augment, self.longest = sounds, rate, augment, longest
+        self.heard_seconds = heard_seconds
         self._memory = SoundMemory(rate=rate, megabytes=keep_mb)
         self._broken = BrokenSamples(on_error=on_error, what="recordings")
 
@@ -189,11 +194,15 @@ class Waveforms:
 
     def _read(self, index: int, rng: random.Random) -> Tensor:
         sound, name = self.sounds[index]
-        waveform_S, most = self._memory(sound), round(LONGEST_SECONDS * self.rate)
+        longest_seconds = min(LONGEST_SECONDS, self.heard_seconds)
+        waveform_S, most = self._memory(sound), round(longest_seconds * self.rate)
         if len(waveform_S) > most:
             if self.longest == "refuse":
                 seconds = len(waveform_S) / self.rate
-                raise UserError(f"{name}: {seconds:.0f} s; expected an utterance of at most {LONGEST_SECONDS:.0f} s")
+                raise UserError(f"{name}: {seconds:.0f} s; expected an utterance of at most {longest_seconds:.0f} s")
             start = rng.randrange(len(waveform_S) - most + 1)
             waveform_S = waveform_S[start : start + most]
-        return augment_waveform(waveform_S, settings=self.augment, rng=rng) if self.augment else waveform_S
+        if self.augment is None:
+            return waveform_S
+        changed_S = augment_waveform(waveform_S, settings=self.augment, rng=rng)
+        return changed_S if len(changed_S) <= self.heard_seconds * self.rate else waveform_S

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 
 from multimodal.errors import UserError
+from multimodal.hub_encoder import HubEncoder, origin_of, read_model
 from vision.encoder import ImageFeatures, expect_tile_size, resolve_taps
 from vision.tiling import CLIP_MEAN, CLIP_STD, RGB, TileBatch
 
@@ -77,7 +78,7 @@ FAMILIES = {
 }
 
 
-class HubImageEncoder(nn.Module):
+class HubImageEncoder(HubEncoder):
     """A vision transformer of `transformers`, read at several depths (spec A2.1 for the taps).
 
     Args:
@@ -100,7 +101,7 @@ class HubImageEncoder(nn.Module):
         pixel_std: RGB = CLIP_STD,
     ) -> None:
         super().__init__()
-        self.model: PreTrainedModel = model.get_encoder(modality="image")  # pyright: ignore[reportAttributeAccessIssue]
+        self.model = model.get_encoder(modality="image")  # pyright: ignore[reportAttributeAccessIssue]
         config = self.model.config
         kind = config.model_type
         for field in ("hidden_size", "num_hidden_layers", "patch_size"):
@@ -129,12 +130,9 @@ class HubImageEncoder(nn.Module):
         Raises:
             UserError: no such model, or one that is not a plain vision transformer.
         """
-        try:
-            model = AutoModel.from_pretrained(config.name, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise UserError(f"vision encoder {config.name}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        model, whole = read_model(config.name, what="vision encoder")
         mean, std = pixel_statistics(config.name)
-        return cls(
+        encoder = cls(
             model,
             tile_size=config.tile_size,
             taps=config.taps,
@@ -142,6 +140,8 @@ class HubImageEncoder(nn.Module):
             pixel_mean=mean,
             pixel_std=std,
         )
+        encoder.origin = origin_of(encoder.model, config.name) if whole else None
+        return encoder
 
     @property
     def feature_dim(self) -> int:
@@ -167,12 +167,6 @@ class HubImageEncoder(nn.Module):
         normed = [norm(tap_TLD) for norm, tap_TLD in zip(self.tap_norms, taps, strict=True)]
         tokens_TLC = torch.cat([final_TLD, *normed], dim=-1)
         return ImageFeatures(tokens_TLC.flatten(0, 1), tuple(tiles * tokens_TLC.shape[1] for tiles in batch.lengths))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute each layer in the backward pass instead of keeping its activations."""
-        # The newer of the two names warns under the older one, and transformers 5.17 knows the older one alone.
-        older = self.model.gradient_checkpointing_enable
-        getattr(self.model, "activation_checkpointing_enable", older)({"use_reentrant": False})
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Final normed states [T, L, D] and the raw outputs of the tapped layers."""

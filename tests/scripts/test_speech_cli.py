@@ -17,6 +17,7 @@ from speech.asr_training import AsrConfig
 from speech.encoder_training import SpeechEncoderConfig
 from tests.scripts.conftest import Cli
 from tests.speech.made_speech import save, save_digits, tone
+from tests.speech.test_hub_speech import save_model, save_recordings
 from tests.speech.test_speech_modality import CONFIG
 
 SCRIPTS: dict[str, Any] = {
@@ -113,6 +114,21 @@ def test_encoder_then_adapter_then_transcripts(cli: Cli, recipe: Path, tmp_path:
     assert said.status == 0 and len(said.out.splitlines()) == 40
 
 
+def test_an_encoder_of_transformers_from_its_name_to_transcripts(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    whisper, spoken = save_model("whisper", tmp_path / "whisper"), save_recordings(tmp_path / "spoken")
+    set_ = ("--data.source", spoken, "--data.dev-count", 0, "--data.test-split", "test")
+    rates = ("--ctc.steps", 0, "--train.learning-rates", "adapter", 1e-3, "encoder", 0, "tokens", 1e-3)
+    run = ("--encoder-name", whisper, "--run-dir", tmp_path / "a")
+    ended = cli("train_asr", "--config", recipe, *set_, *rates, *run)
+    assert ended.status == 0 and "a token of speech stands for 40 ms" in ended.out, ended.err
+    adapter = ("--adapter", tmp_path / "a" / "adapter", "--max-new-tokens", 3)
+    ended = cli("evaluate_asr", *adapter, *set_, "--run-dir", tmp_path / "t")
+    assert ended.status == 0 and (tmp_path / "t" / "report.html").is_file(), ended.err
+    long = save(tmp_path / "long.wav", tone(3, seconds=2.5))
+    said = cli("transcribe", spoken, long, *adapter)
+    assert said.status == 0 and len(said.out.splitlines()) == 11 and not said.err, said.err
+
+
 def test_transcripts_of_files_and_of_silence(cli: Cli, speech_adapter: Path, tmp_path: Path) -> None:
     quiet = save(tmp_path / "quiet.wav", torch.zeros(16_000))
     loud = save(tmp_path / "loud.flac", tone(3))
@@ -135,6 +151,8 @@ BAD = {
     "train_asr --config {recipe} --run-dir {tmp}/x --data.temperature 0": "temperature",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.sentences 4 --encoder-weights {tmp}": "speech_encoder",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone.csv": "no sound",
+    "train_asr --config {recipe} --run-dir {tmp}/x --encoder-name e --ctc.learning-rates encoder 0": "--ctc.steps 1",
+    "train_asr --config {recipe} --run-dir {tmp}/x --encoder-name e --encoder-weights w": "expected one of the two",
     "pretrain_speech_encoder --config {recipe} --run-dir {tmp}/x": "unknown setting",
     "evaluate_asr --adapter {adapter} --run-dir {tmp}/x --data.source {tmp}/gone.csv": "nothing to evaluate",
 }

@@ -73,3 +73,13 @@ def test_what_is_no_sound_is_skipped_and_counted(tmp_path: Path) -> None:
     broken = FileSound(tmp_path / "notes.wav")
     waveforms = Waveforms([(broken, "notes")], rate=16_000)
     assert broken.seconds == 0 and waveforms.sample(0, random.Random(0)) is None and waveforms.broken == {"notes"}
+
+
+def test_augmentation_stays_within_what_the_encoder_hears(sound: FileSound) -> None:
+    slowed = Augment(speeds=(0.5,), noise_chance=0)
+    heard = Waveforms([(sound, "a")], rate=16_000, augment=slowed, heard_seconds=0.75).sample(0, random.Random(0))
+    assert torch.equal(heard, sound.waveform(16_000))  # type: ignore[arg-type]
+    free = Waveforms([(sound, "a")], rate=16_000, augment=slowed).sample(0, random.Random(0))
+    assert free is not None and len(free) == 16_000
+    with pytest.raises(UserError, match="expected an utterance of at most"):
+        Waveforms([(sound, "a")], rate=16_000, heard_seconds=0.4, on_error="fail").sample(0, random.Random(0))
