@@ -166,8 +166,8 @@ class SpeechScores:
 def evaluate_speech(
     model: MultimodalModel, spoken: Sequence[Spoken], *, seed: int = 0, batch_size: int = 32, **options: Any
 ) -> SpeechScores:
-    """WER and CER (of translations: exact match, WER, and BLEU and chrF of 100), each beside its two controls: another's
-    speech, and silence.
+    """WER and CER (of translations: exact match, WER, BLEU and chrF), each beside its two controls: another's speech,
+    and silence.
 
     Nobody is given the speech of one who says the same. Options are those of `generate`; `num_beams` 1 is greedy.
 

@@ -1,8 +1,8 @@
 """BLEU and chrF of translations by sacrebleu, 0 to 100 as it gives them.
 
-Both compare spoken forms, which are what the model learns to write: case and punctuation are no part of the score, so it
-is not the cased BLEU of the literature. BLEU counts words and is 0 where no text has four of them; of languages that are
-written without spaces, chrF alone says something.
+Both compare spoken forms, which are what the model learns to write: case and punctuation are no part of the score, so
+it is not the cased BLEU of the literature. BLEU counts words and is 0 where no text has four of them; of languages that
+are written without spaces, chrF alone says something.
 """
 
 from collections.abc import Sequence
