@@ -1,6 +1,7 @@
 """Transcribe or translate recordings with a trained adapter.
 
 python -m scripts.transcribe talk.mp3 interviews/ "more/*.wav" --adapter runs/demo-asr/adapter --format srt
+python -m scripts.transcribe --microphone 5 --adapter runs/demo-asr/adapter
 """
 
 import sys
@@ -15,6 +16,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.files import find_files
 from multimodal.model import MultimodalModel
 from speech.audio import AUDIO_SUFFIXES
+from speech.microphone import record
 from speech.subtitles import Format, write_segments
 from speech.transcribing import transcribe
 
@@ -23,8 +25,10 @@ from speech.transcribing import transcribe
 class Config:
     """Transcribe recordings."""
 
-    recordings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    recordings: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Sound or video files, folders or globs."""
+    microphone: float | None = None
+    """Record so many seconds from the microphone in place of files (pip install graft-multimodal[microphone])."""
     adapter: Path
     """Adapter folder."""
     decoder: str | None = None
@@ -50,17 +54,19 @@ class Config:
 
 def main() -> None:
     config = parse(Config, description=__doc__)
-    files = find_files(config.recordings, AUDIO_SUFFIXES, what="sound")
+    sources = find_sources(config)
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
+    if config.microphone is not None:  # only now, so that the text follows at once
+        sources = {Path("microphone"): listen(config.microphone)}
     written, broken = [], 0
-    for file in files:
+    for file, source in sources.items():
         try:
             segments = list(
                 transcribe(
                     model,
-                    file,
+                    source,
                     task="translate" if config.translate else "transcribe",
                     language=config.language,
                     longest_seconds=config.longest_seconds,
@@ -70,7 +76,7 @@ def main() -> None:
                 )
             )
         except UserError as error:
-            if len(files) == 1:
+            if len(sources) == 1:
                 raise
             broken += 1
             print(f"skipped: {error}", file=sys.stderr)
@@ -78,10 +84,24 @@ def main() -> None:
         written.append((file, write_segments(str(file), segments, config.format)))
         if config.output is None:
             print(written[-1][1], end="", flush=True)
-    if broken == len(files):
-        raise UserError(f"none of {len(files)} recordings could be read")
+    if broken == len(sources):
+        raise UserError(f"none of {len(sources)} recordings could be read")
     if config.output is not None:
         write_all(config.output, written, config.format)
+
+
+def find_sources(config: Config) -> dict[Path, Path | bytes]:
+    """What the user named: files by themselves; none where the microphone is wanted."""
+    if config.microphone is None:
+        return {file: file for file in find_files(config.recordings, AUDIO_SUFFIXES, what="sound")}
+    if config.recordings:
+        raise UserError(f"--microphone beside {config.recordings[0]}: expected either a microphone or recordings")
+    return {}
+
+
+def listen(seconds: float) -> bytes:
+    """A recording from the microphone, with a word when it begins."""
+    return record(seconds, ready=lambda: print(f"speak now: recording {seconds:g} s", file=sys.stderr, flush=True))
 
 
 def write_all(output: Path, written: list[tuple[Path, str]], form: Format) -> None:

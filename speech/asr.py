@@ -21,6 +21,7 @@ from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from speech.augment import Augment
 from speech.speech_modality import SpeechModality
+from speech.translation_scores import bleu, chrf
 from speech.utterance import SpeechTask, Utterance, Waveforms
 from speech.word_errors import character_error_rate, exact_rate, word_error_rate
 
@@ -152,7 +153,12 @@ def answer_speech(
 def _score(texts: list[str], spoken: Sequence[Spoken]) -> Mapping[str, float]:
     truths = [one.utterance.text for one in spoken]
     if all(one.utterance.task == "translate" for one in spoken):
-        return {"exact": exact_rate(texts, truths), "wer": word_error_rate(texts, truths)}
+        return {
+            "exact": exact_rate(texts, truths),
+            "wer": word_error_rate(texts, truths),
+            "bleu": bleu(texts, truths),
+            "chrf": chrf(texts, truths),
+        }
     return {"wer": word_error_rate(texts, truths), "cer": character_error_rate(texts, truths)}
 
 
@@ -172,7 +178,8 @@ class SpeechScores:
 def evaluate_speech(
     model: MultimodalModel, spoken: Sequence[Spoken], *, seed: int = 0, batch_size: int = 32, **options: Any
 ) -> SpeechScores:
-    """WER and CER (of translations: exact match), each beside its two controls: another's speech, and silence.
+    """WER and CER (of translations: exact match, WER, BLEU and chrF), each beside its two controls: another's speech,
+    and silence.
 
     Nobody is given the speech of one who says the same. Options are those of `generate`; `num_beams` 1 is greedy.
 

@@ -10,7 +10,15 @@ from speech.features import LogMel, LogMelConfig
 from speech.sound_picture import sound_media
 from speech.word_errors import compare_words
 
-LABELS = {"wer": "word error rate", "cer": "character error rate", "exact": "translated exactly"}
+LABELS = {
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "exact": "translated exactly",
+    "bleu": "BLEU of 100",
+    "chrf": "chrF of 100",
+}
+ERROR_RATES = ("wer", "cer")
+"""Scores that are better when they are lower."""
 
 
 def speech_cards(model: MultimodalModel, scores: SpeechScores, shown: Sequence[int]) -> tuple[Card, ...]:
@@ -45,7 +53,7 @@ def asr_report(
 
     Args:
         scores: of each set by its name; "" is the main one.
-        goals: of scores by their name in `metrics.json`: error rates at most so high, shares at least.
+        goals: of scores by their name in `metrics.json`: error rates at most so high, others at least.
     """
     goals = goals or {}
     headlines, rows = [], []
@@ -53,10 +61,11 @@ def asr_report(
         for key, score in found.evaluation.scores.items():
             label = LABELS.get(key, key) + (f" ({name.replace('_', ' ')})" if name else "")
             goal = goals.get(f"{name}_{key}" if name else key)
-            good = None if goal is None else (score.score >= goal if key == "exact" else score.score <= goal)
+            lower = key in ERROR_RATES
+            good = None if goal is None else (score.score <= goal if lower else score.score >= goal)
             controls = f"shuffled {score.shuffled:.3f}, silence {score.blank:.3f}"
             headlines.append(Headline(f"{score.score:.3f}", label, controls, good))
-            rows.append(ScoreRow(score, label, "" if key == "exact" else "lower is better"))
+            rows.append(ScoreRow(score, label, "lower is better" if lower else ""))
         factor = f"{found.real_time_factor:.3f}"
         headlines.append(Headline(factor, f"real-time factor{f' ({name})' if name else ''}", "seconds for a second"))
     return Report(

@@ -15,7 +15,8 @@ from speech.augment import Augment
 from speech.fsdd import connected_digits, is_fsdd
 from speech.spoken_data import spoken_sentences, spoken_translations
 from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, short_prose
-from speech.transcripts import SpeechColumns, read_transcripts
+from speech.transcript_rows import Languages, SpeechColumns
+from speech.transcripts import read_transcripts
 from speech.utterance import Utterance, Waveforms
 
 SPOKEN = "spoken"
@@ -29,8 +30,12 @@ class SpeechDataConfig:
     """Where speech comes from and how it is used."""
 
     source: str = SPOKEN
-    """"spoken" (built in, needs espeakng-loader), a folder with a transcript table, a JSONL manifest, or a folder as
-    FSDD, LibriSpeech or GRID have it."""
+    """"spoken" (built in, needs espeakng-loader), a folder with a transcript table, a JSONL manifest, a folder as
+    FSDD, LibriSpeech or GRID have it, or a data set of the hub (fixie-ai/covost2)."""
+    subset: str = ""
+    """Configuration of a data set of the hub, as de_en or en_us; a language in it is taken as that of the texts."""
+    limit: int = 0
+    """Lines of each split that are used, the first ones; 0 = all. A data set of the hub is streamed into memory."""
     train_split: str = "train"
     dev_split: str = "dev"
     """Evaluated during training, with controls. Never the split that is reported."""
@@ -43,6 +48,8 @@ class SpeechDataConfig:
     columns: SpeechColumns = field(default_factory=SpeechColumns)
     language: str = "English"
     """Of texts that do not say theirs."""
+    translation_language: str = "English"
+    """Of translations beside the texts, where the data set does not say it."""
     speaker: str = ""
     """A speaker held out of training, who alone speaks in the test."""
     share: float = 1.0
@@ -79,6 +86,7 @@ class SpeechDataConfig:
             f"batch_seconds {self.batch_seconds}, expected 0 or more": self.batch_seconds < 0,
             f"buckets {self.buckets}, expected 1 or more": self.buckets < 1,
             f"keep_mb {self.keep_mb}, expected 0 or more": self.keep_mb < 0,
+            f"limit {self.limit}, expected 0 or more": self.limit < 0,
             f"zero_shot {self.zero_shot!r}, expected one of {', '.join(SOURCE_LANGUAGES)}": (
                 bool(self.zero_shot) and self.zero_shot not in SOURCE_LANGUAGES
             ),
@@ -95,7 +103,13 @@ class SpeechDataConfig:
     def read(self, split: str) -> list[Utterance]:
         """Utterances of a split of a set on disk, as they are there."""
         return read_transcripts(
-            self.source, split=split, columns=self.columns, language=self.language, speaker=self.speaker
+            self.source,
+            split=split,
+            columns=self.columns,
+            languages=Languages(self.language, self.translation_language),
+            speaker=self.speaker,
+            subset=self.subset,
+            limit=self.limit,
         )
 
 

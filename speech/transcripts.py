@@ -1,13 +1,12 @@
-"""Recordings with transcripts, whatever they come as: a table, a manifest, LibriSpeech, GRID.
+"""Recordings with transcripts, whatever they come as: a table, a manifest, LibriSpeech, GRID, a data set of the hub.
 
 `read_transcripts` is the one door to them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
+from multimodal.data.hub import is_hub_name
 from multimodal.data.tables import (
     hashed_split,
     manifest_lines,
@@ -21,42 +20,23 @@ from multimodal.errors import UserError
 from speech.audio import AUDIO_SUFFIXES
 from speech.fsdd import is_fsdd, read_fsdd
 from speech.grid import grid_sentence, is_grid_name, read_align
-from speech.utterance import FileSound, SpeechTask, Utterance
+from speech.transcript_rows import (
+    AUDIO_NAMES,
+    DEFAULT_COLUMNS,
+    ENGLISH,
+    TEXT_NAMES,
+    Languages,
+    Row,
+    SpeechColumns,
+    first_of,
+    utterances_of,
+)
+from speech.transcripts_hub import languages_of, read_speech_hub
+from speech.utterance import FileSound, Sound, Utterance
 
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl")
 AUDIO_FOLDERS = ("clips", "audio", "wav", "wavs", "recordings")
 EXPECTED = "expected a transcript table"
-AUDIO_NAMES = ("audio", "path", "file", "file_name", "audio_filepath", "id")
-TEXT_NAMES = ("text", "sentence", "transcript", "transcription")
-
-
-@dataclass(frozen=True)
-class SpeechColumns:
-    """Names of the columns (tables) or keys (JSONL); empty: the first of the usual ones that is there."""
-
-    audio: str = ""
-    text: str = ""
-    language: str = "language"
-    task: str = "task"
-    """transcribe or translate; transcribe where there is none."""
-    speaker: str = "speaker"
-    split: str = "split"
-
-
-DEFAULT_COLUMNS = SpeechColumns()
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What one line says; the sound by its name, and empty what it does not say."""
-
-    where: str
-    audio: str
-    text: str
-    language: str = ""
-    task: str = ""
-    speaker: str = ""
-    split: str = ""
 
 
 def read_transcripts(
@@ -64,26 +44,52 @@ def read_transcripts(
     *,
     split: str,
     columns: SpeechColumns = DEFAULT_COLUMNS,
-    language: str = "English",
+    languages: Languages = ENGLISH,
     speaker: str = "",
+    subset: str = "",
+    limit: int = 0,
 ) -> list[Utterance]:
     """Read the utterances of a split from
 
-    - a table (TSV, CSV) with columns for sound and text (Common Voice's is one), or a JSONL manifest;
+    - a table (TSV, CSV) with columns for sound and text (Common Voice's and CoVoST's are), or a JSONL manifest;
     - a folder with `{train,dev,test}.tsv` or one table; sounds beside it or in `clips/`, `audio/` ...;
-    - a folder as FSDD, LibriSpeech (`*.trans.txt`) or GRID (clips whose names spell sentences) have it.
+    - a folder as FSDD, LibriSpeech (`*.trans.txt`) or GRID (clips whose names spell sentences) have it;
+    - a folder of parquet files, or the name of a data set of the hub, streamed into memory.
 
     Args:
         split: a set that names no splits is divided by the sounds' names, 90 / 5 / 5 %.
-        language: of texts that do not say theirs.
-        speaker: to be held out, for data sets that name speakers by file.
+        languages: of texts and translations that do not say theirs.
+        speaker: to be held out, for data sets that name speakers.
+        subset: the configuration of a data set of the hub.
+        limit: at most so many lines, the first ones; 0 = all.
 
     Raises:
         UserError: one line that names the file, what was found there and what was expected.
     """
     path = Path(source).expanduser()
     if path.is_dir() and is_fsdd(path):
-        return read_fsdd(path, split=split, speaker=speaker)
+        return read_fsdd(path, split=split, speaker=speaker)[: limit or None]
+    if _is_for_datasets(path, split):
+        found = read_speech_hub(str(path), split=split, columns=columns, subset=subset, limit=limit)
+        languages = languages_of(subset, languages)
+    else:
+        found = _read_files(path, split, columns)
+    if speaker:
+        found = [(row, sound) for row, sound in found if (row.speaker == speaker) == (split == "test")]
+    if not found:
+        raise UserError(f"{source}: no utterances of split {split!r}; expected at least one line with sound and text")
+    return [utterance for row, sound in found[: limit or None] for utterance in utterances_of(row, sound, languages)]
+
+
+def _is_for_datasets(path: Path, split: str) -> bool:
+    """Whether `datasets` is to read it: a folder with parquet and no table, or what is nothing here but may be a
+    name of the hub."""
+    if path.is_dir():
+        return _find_table(path, split) is None and any(path.rglob("*.parquet"))
+    return not path.exists() and path.suffix not in TABLE_SUFFIXES and is_hub_name(str(path))
+
+
+def _read_files(path: Path, split: str, columns: SpeechColumns) -> list[tuple[Row, Sound]]:
     table = _find_table(path, split) if path.is_dir() else path
     if table is None:
         rows, named = _rows_of_folder(path), path
@@ -92,13 +98,8 @@ def read_transcripts(
     else:
         rows, named = _table_rows(table, columns), table
     whole = table is not None and table.stem in split_names(split)
-    rows = rows if whole else _of_split(rows, split, named)
-    if speaker:
-        rows = [row for row in rows if (row.speaker == speaker) == (split == "test")]
-    if not rows:
-        raise UserError(f"{named}: no utterances of split {split!r}; expected at least one line with sound and text")
     roots = _roots(path if table is None else table.parent)
-    return [_utterance(row, roots, language) for row in rows]
+    return [(row, _sound(row, roots)) for row in (rows if whole else _of_split(rows, split, named))]
 
 
 def _find_table(folder: Path, split: str) -> Path | None:
@@ -110,29 +111,29 @@ def _find_table(folder: Path, split: str) -> Path | None:
     return found or (tables[0] if len(tables) == 1 else None)
 
 
-def _table_rows(table: Path, columns: SpeechColumns) -> list[_Row]:
-    optional = (columns.language, columns.task, columns.speaker, columns.split)
+def _table_rows(table: Path, columns: SpeechColumns) -> list[Row]:
+    optional = _optional(columns)
     if table.suffix == ".jsonl":
         lines = manifest_lines(table, expected=EXPECTED)
         return [_manifest_row(item, f"{table}, line {number}", columns) for number, item in lines]
     text = read_text(table, expected=EXPECTED)
     header = [name.strip().lower() for name in text.split("\n", 1)[0].split(table_delimiter(text))]
-    audio = columns.audio or _first(AUDIO_NAMES, header)
-    said = columns.text or _first(TEXT_NAMES, header)
+    audio = columns.audio or first_of(AUDIO_NAMES, header)
+    said = columns.text or first_of(TEXT_NAMES, header)
     rows = read_table(table, text, required=(audio, said), optional=optional)
     return [
-        _Row(f"{table}, line {number}", cells[audio], cells[said], *(cells.get(name, "") for name in optional))
+        Row(f"{table}, line {number}", cells[audio], cells[said], *(cells.get(name, "") for name in optional))
         for number, cells in rows
         if cells[audio]
     ]
 
 
-def _first(names: Sequence[str], header: Sequence[str]) -> str:
-    """The first of the names that is there; else the first, which the message will then ask for."""
-    return next((name for name in names if name in header), names[0])
+def _optional(columns: SpeechColumns) -> tuple[str, ...]:
+    """In the order of the fields of `Row`."""
+    return (columns.translation, columns.language, columns.task, columns.speaker, columns.split)
 
 
-def _manifest_row(item: dict[str, object], where: str, columns: SpeechColumns) -> _Row:
+def _manifest_row(item: dict[str, object], where: str, columns: SpeechColumns) -> Row:
     def text(*keys: str) -> str:
         return " ".join(manifest_texts(item, where, *keys))
 
@@ -140,12 +141,10 @@ def _manifest_row(item: dict[str, object], where: str, columns: SpeechColumns) -
     if not audio:
         raise UserError(f"{where}: no {columns.audio or AUDIO_NAMES[0]!r}; keys found: {', '.join(item) or 'none'}")
     said = text(*([columns.text] if columns.text else TEXT_NAMES))
-    return _Row(
-        where, audio, said, *(text(k) for k in (columns.language, columns.task, columns.speaker, columns.split))
-    )
+    return Row(where, audio, said, *map(text, _optional(columns)))
 
 
-def _rows_of_folder(folder: Path) -> list[_Row]:
+def _rows_of_folder(folder: Path) -> list[Row]:
     """LibriSpeech's transcripts, or the clips of GRID."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such file or folder; {EXPECTED}")
@@ -156,23 +155,23 @@ def _rows_of_folder(folder: Path) -> list[_Row]:
     return rows
 
 
-def _librispeech_rows(path: Path, folder: Path) -> Iterator[_Row]:
+def _librispeech_rows(path: Path, folder: Path) -> Iterator[Row]:
     for number, line in enumerate(read_text(path, expected=EXPECTED).splitlines(), start=1):
         name, _, text = line.partition(" ")
         if name:
             audio = (path.parent / name).relative_to(folder)
-            yield _Row(f"{path}, line {number}", str(audio), text, speaker=name.split("-")[0])
+            yield Row(f"{path}, line {number}", str(audio), text, speaker=name.split("-")[0])
 
 
-def _grid_rows(folder: Path) -> Iterator[_Row]:
+def _grid_rows(folder: Path) -> Iterator[Row]:
     aligned = {path.stem: path for path in folder.rglob("*.align")}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in AUDIO_SUFFIXES and is_grid_name(path.stem):
             text = read_align(aligned[path.stem]) if path.stem in aligned else grid_sentence(path.stem)
-            yield _Row(str(path), str(path.relative_to(folder)), text)
+            yield Row(str(path), str(path.relative_to(folder)), text)
 
 
-def _of_split(rows: list[_Row], split: str, path: Path) -> list[_Row]:
+def _of_split(rows: list[Row], split: str, path: Path) -> list[Row]:
     declared = sorted({row.split for row in rows if row.split})
     wanted = split_names(split)
     kept = [row for row in rows if (row.split if declared else hashed_split(row.audio)) in wanted]
@@ -188,19 +187,8 @@ def _roots(folder: Path) -> list[Path]:
     return [root for root in (folder, *beside) if root.is_dir()]
 
 
-def _utterance(row: _Row, roots: Sequence[Path], language: str) -> Utterance:
-    task = row.task or "transcribe"
-    if task not in get_args(SpeechTask):
-        raise UserError(f"{row.where}: task {task!r}; expected transcribe or translate")
+def _sound(row: Row, roots: Sequence[Path]) -> FileSound:
     names = [row.audio, *(row.audio + suffix for suffix in AUDIO_SUFFIXES)]
     found = next((root / name for name in names for root in roots if (root / name).is_file()), None)
     # A missing file is a broken sample like any other: reading it says so, with its name.
-    sound = FileSound(found or roots[0] / row.audio)
-    return Utterance(
-        sound=sound,
-        text=row.text,
-        id=row.audio,
-        language=row.language or language,
-        task=cast(SpeechTask, task),
-        speaker=row.speaker,
-    )
+    return FileSound(found or roots[0] / row.audio)

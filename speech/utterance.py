@@ -6,12 +6,13 @@ comes, always the same.
 Legend: S samples.
 """
 
+import io
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -54,20 +55,39 @@ class FileSound:
     @property
     def seconds(self) -> float:
         """As its header says; 0 for a file that cannot be read."""
-        import soundfile
-
-        try:
-            return soundfile.info(self.path).duration
-        except (soundfile.LibsndfileError, OSError):
-            return _container_seconds(self.path)
+        return _header_seconds(lambda: self.path.open("rb"))
 
     def waveform(self, rate: int) -> Tensor:
         return read_audio(self.path, rate=rate)
 
 
-def _container_seconds(path: Path) -> float:
+@dataclass(frozen=True)
+class BytesSound:
+    """The sound of a file that is in memory, as compressed as it came."""
+
+    data: bytes = field(repr=False)
+    name: str
+    """What messages call it."""
+
+    @property
+    def seconds(self) -> float:
+        """As its header says; 0 for what is no sound."""
+        return _header_seconds(lambda: io.BytesIO(self.data))
+
+    def waveform(self, rate: int) -> Tensor:
+        return read_audio(self.data, rate=rate, name=self.name)
+
+
+def _header_seconds(opened: Callable[[], BinaryIO]) -> float:
+    import soundfile
+
     try:
-        with path.open("rb") as file, open_container(file) as container:
+        with opened() as file:
+            return soundfile.info(file).duration
+    except (soundfile.LibsndfileError, OSError):
+        pass
+    try:
+        with opened() as file, open_container(file) as container:
             return (container.duration or 0) / 1e6
     except Exception:  # whatever it is, reading it will say so
         return 0.0

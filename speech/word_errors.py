@@ -13,17 +13,17 @@ from multimodal.errors import UserError
 from multimodal.report import Word
 
 
-def _normalised(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Both in spoken form.
+def spoken_pairs(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Both in spoken form, as every score of speech compares them.
 
     Raises:
         UserError: not one prediction for each reference, or no word in any reference.
     """
     if len(predictions) != len(references):
-        raise UserError(f"error rate: {len(predictions)} predictions for {len(references)} references")
+        raise UserError(f"speech score: {len(predictions)} predictions for {len(references)} references")
     truths = [spoken_form(text) for text in references]
     if not any(truths):
-        raise UserError("error rate: no word in any reference; expected transcripts")
+        raise UserError("speech score: no word in any reference; expected transcripts")
     return [spoken_form(text) for text in predictions], truths
 
 
@@ -33,19 +33,19 @@ def word_error_rate(predictions: Sequence[str], references: Sequence[str]) -> fl
     Raises:
         UserError: not one prediction for each reference, or no word in any reference.
     """
-    said, truths = _normalised(predictions, references)
+    said, truths = spoken_pairs(predictions, references)
     return float(jiwer.wer(reference=truths, hypothesis=said))
 
 
 def character_error_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
     """The same of characters, spaces included; raises as `word_error_rate`."""
-    said, truths = _normalised(predictions, references)
+    said, truths = spoken_pairs(predictions, references)
     return float(jiwer.cer(reference=truths, hypothesis=said))
 
 
 def exact_rate(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Share of predictions equal to the reference in spoken form; raises as `word_error_rate`."""
-    said, truths = _normalised(predictions, references)
+    said, truths = spoken_pairs(predictions, references)
     return sum(a == b for a, b in zip(said, truths, strict=True)) / len(truths)
 
 

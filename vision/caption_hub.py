@@ -1,11 +1,10 @@
 """Data sets of the hub (and local parquet or picture folders that `datasets` reads), streamed into caption records."""
 
-from pathlib import Path
 from typing import Any
 
-from multimodal.data.tables import split_names
+from multimodal.data.hub import check_columns, media_source, stream_split
 from multimodal.errors import UserError
-from vision.caption_tables import DEFAULT_COLUMNS, CaptionRecord, Columns, ImageSource
+from vision.caption_tables import DEFAULT_COLUMNS, CaptionRecord, Columns
 
 
 def read_hub(
@@ -28,36 +27,16 @@ def read_hub(
     Raises:
         UserError: not found, no such split or column (it lists those found), or no usable row.
     """
-    import datasets  # slow to import, and most runs read local tables
-
-    try:
-        parts = datasets.load_dataset(name, subset, streaming=True)
-    except Exception as error:  # not found, no network, gated, a broken file: each has a class of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"data set {name!r} cannot be read ({reason}); expected a folder, a file or a hub name"
-        ) from error
-    wanted = split_names(split) if split else tuple(parts) if len(parts) == 1 else ()
-    found = next((part for part in wanted if part in parts), None)
-    if found is None:
-        raise UserError(f"data set {name!r}: no split {split or 'given'!r}; splits found: {', '.join(map(str, parts))}")
-    data = parts[found]
-    if data.features and isinstance(data.features.get(columns.image), datasets.Image):
-        data = data.cast_column(columns.image, datasets.Image(decode=False))
+    found, rows = stream_split(name, split=split, subset=subset)
     records: list[CaptionRecord] = []
-    try:
-        for index, item in enumerate(data):
-            if limit is not None and len(records) >= limit:
-                break
-            for column in (columns.image, columns.caption):
-                if column not in item:
-                    raise UserError(f"data set {name!r}: no column {column!r}; columns found: {', '.join(item)}")
-            captions, image = _captions(item[columns.caption]), _image(item[columns.image])
-            if captions and image is not None:
-                question = str(item.get(columns.question) or "").strip()
-                records.append(CaptionRecord(image, captions, f"{found}-{index}", question))
-    except (OSError, ValueError) as error:
-        raise UserError(f"data set {name!r}: reading stopped after {len(records)} rows ({error})") from error
+    for index, row in enumerate(rows):
+        if limit is not None and len(records) >= limit:
+            break
+        check_columns(row, (columns.image, columns.caption), name)
+        captions, image = _captions(row[columns.caption]), media_source(row[columns.image])
+        if captions and image is not None:
+            question = str(row.get(columns.question) or "").strip()
+            records.append(CaptionRecord(image, captions, f"{found}-{index}", question))
     if not records:
         raise UserError(f"data set {name!r}, split {found!r}: no row with a picture and a caption")
     return records
@@ -66,16 +45,3 @@ def read_hub(
 def _captions(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
     return tuple(text.strip() for text in values if isinstance(text, str) and text.strip())
-
-
-def _image(value: Any) -> ImageSource | None:
-    if isinstance(value, dict):  # an image column that was not decoded
-        if value.get("bytes"):
-            return value["bytes"]
-        path = value.get("path")
-        if path and not Path(path).is_file():  # a remote file that was not fetched yet
-            import datasets
-
-            return datasets.Image().decode_example(value)
-        return Path(path) if path else None
-    return Path(value) if isinstance(value, str) else value

@@ -1,6 +1,7 @@
 """The speech scripts as people run them: files written, one clear line for bad input, the shipped recipes are valid."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from speech.encoder_training import SpeechEncoderConfig
 from tests.scripts.conftest import Cli
 from tests.speech.made_speech import save, save_digits, tone
 from tests.speech.test_hub_speech import save_model, save_recordings
+from tests.speech.test_microphone import microphone
 from tests.speech.test_speech_modality import CONFIG
+from tests.speech.test_transcripts_hub import save as save_parquet
 
 SCRIPTS: dict[str, Any] = {
     m.__name__.split(".")[1]: m for m in (demo_asr, evaluate_asr, pretrain_speech_encoder, train_asr, transcribe)
@@ -129,6 +132,16 @@ def test_an_encoder_of_transformers_from_its_name_to_transcripts(cli: Cli, recip
     assert said.status == 0 and len(said.out.splitlines()) == 11 and not said.err, said.err
 
 
+def test_a_data_set_of_the_hub_is_learnt_and_judged_by_both_tasks(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+    texts = {"sentence": ["eins zwei", "drei", "vier"], "translation": ["one two", "three", "four"]}
+    save_parquet(tmp_path / "set", texts, splits=("train", "test"))
+    hub = ("--data.source", tmp_path / "set", "--data.language", "de", "--data.limit", 2, "--data.dev-count", 0)
+    ended = cli("train_asr", "--config", recipe, *hub, "--data.test-split", "test", "--run-dir", tmp_path / "a")
+    assert ended.status == 0, ended.err
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert {"wer", "translation_bleu", "translation_chrf_silence", "translation_bleu_shuffled"} <= metrics.keys()
+
+
 def test_transcripts_of_files_and_of_silence(cli: Cli, speech_adapter: Path, tmp_path: Path) -> None:
     quiet = save(tmp_path / "quiet.wav", torch.zeros(16_000))
     loud = save(tmp_path / "loud.flac", tone(3))
@@ -142,7 +155,26 @@ def test_transcripts_of_files_and_of_silence(cli: Cli, speech_adapter: Path, tmp
     assert (tmp_path / "out" / "quiet.vtt").read_text() == "WEBVTT\n" and loud.exists()
 
 
+def test_what_the_microphone_hears_is_transcribed(
+    cli: Cli, speech_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", microphone(tone(3, seconds=2, rate=44_100)))
+    listen = ("transcribe", "--adapter", speech_adapter, "--max-new-tokens", 3, "--microphone")
+    ended = cli(*listen, 1.5)
+    assert ended.status == 0 and json.loads(ended.out)["audio"] == "microphone", ended.err
+    assert "speak now: recording 1.5 s" in ended.err
+    monkeypatch.setitem(sys.modules, "sounddevice", microphone())
+    ended = cli(*listen, 1.5)
+    assert ended.status == 2 and "microphone: Error" in ended.err and "speak now" not in ended.err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    ended = cli(*listen, 1.5)
+    assert ended.status == 2 and "needs the package sounddevice" in ended.err.splitlines()[-1]
+
+
 BAD = {
+    "transcribe --adapter {adapter}": "no sound given",
+    "transcribe --adapter {adapter} {tmp}/notes.wav --microphone 2": "expected either a microphone or recordings",
+    "transcribe --adapter {adapter} --microphone -1": "a recording of -1.0 s",
     "transcribe --adapter {adapter} {tmp}/none.wav": "none.wav",
     "transcribe --adapter {adapter} {tmp}/notes.wav": "not sound",
     "transcribe {tmp}/notes.wav --adapter {image}": "has no speech",

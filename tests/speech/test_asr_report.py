@@ -53,3 +53,27 @@ def test_a_report_has_sounds_errors_and_controls() -> None:
     page = render(report)
     assert page.count("<audio controls") == 2 and page.count("data:image/") == 2
     assert "word-" in page and "<b>" not in page and "missed" in page and "silence" in page
+
+
+def test_translations_are_judged_by_bleu_and_chrf_beside_their_controls() -> None:
+    model = with_speech()
+    spoken = [
+        Spoken(Utterance(sound=JoinedSounds((), ()), text=text, id=f"u{i}", task="translate"), tone(i, rate=16_000))
+        for i, text in enumerate(("the house by the road", "rain in the north again", "no one is at home"))
+    ]
+    scores = evaluate_speech(model, spoken, max_new_tokens=3)
+    assert set(scores.evaluation.scores) == {"exact", "wer", "bleu", "chrf"}
+    assert {"bleu", "bleu_shuffled", "bleu_silence", "chrf_silence"} <= scores.metrics().keys()
+    report = asr_report(
+        title="Speech",
+        scores={"": scores},
+        cards=(),
+        cards_note="",
+        seed=0,
+        seconds=1,
+        peak_memory_mb=1,
+        goals={"chrf": 100, "bleu": 0, "wer": 100},
+    )
+    good = {headline.label: headline.good for headline in report.headlines}
+    assert (good["chrF of 100"], good["BLEU of 100"], good["word error rate"]) == (False, True, True)
+    assert {row.label: row.note for row in report.scores}["BLEU of 100"] == ""

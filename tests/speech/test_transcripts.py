@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from multimodal.errors import UserError
-from speech.transcripts import SpeechColumns, read_transcripts
+from speech.transcript_rows import Languages, SpeechColumns
+from speech.transcripts import read_transcripts
 from tests.speech.made_speech import save, save_digits, tone
 
 
@@ -44,11 +45,22 @@ def test_a_manifest_names_languages_and_tasks(folder: Path) -> None:
         {"audio_filepath": "b.wav", "text": "one", "language": "French", "task": "translate", "split": "train"},
     ]
     manifest = table(folder / "m.jsonl", *map(json.dumps, lines))
-    found = read_transcripts(manifest, split="train", language="Dutch")
+    found = read_transcripts(manifest, split="train", languages=Languages(text="Dutch"))
     assert [(u.task, u.language) for u in found] == [("transcribe", "Dutch"), ("translate", "French")]
     table(manifest, json.dumps(lines[0] | {"task": "sing"}))
     with pytest.raises(UserError, match=r"line 1: task 'sing'; expected transcribe or translate"):
         read_transcripts(manifest, split="train")
+
+
+def test_covost_has_a_translation_beside_the_text(folder: Path) -> None:
+    table(folder / "train.tsv", "path\tsentence\ttranslation\tlanguage", "a\tJa.\tYes.\tde", "b\tNein.\t\tde")
+    found = read_transcripts(folder, split="train")
+    assert [(u.task, u.language, u.text) for u in found] == [
+        ("transcribe", "German", "Ja."), ("translate", "English", "Yes."), ("transcribe", "German", "Nein.")
+    ]  # fmt: skip
+    assert [u.text for u in read_transcripts(folder, split="train", limit=1)] == ["Ja.", "Yes."]
+    plain = read_transcripts(folder, split="train", columns=SpeechColumns(translation=""))
+    assert [u.text for u in plain] == ["Ja.", "Nein."]
 
 
 def test_librispeech_grid_and_digits_as_they_come(tmp_path: Path) -> None:
