@@ -9,7 +9,7 @@ from speech.asr import SpeechScores, speech_of
 from speech.sound_picture import sound_media
 from speech.word_errors import compare_words
 
-LABELS = {"wer": "word error rate", "cer": "character error rate", "exact": "translated exactly"}
+LABELS = {"wer": "word error rate", "cer": "character error rate", "exact": "answered exactly"}
 
 
 def speech_cards(model: MultimodalModel, scores: SpeechScores, shown: Sequence[int]) -> tuple[Card, ...]:

@@ -1,5 +1,5 @@
-"""Train speech recognition and translation on a frozen decoder: encoder and adapter jointly (Llama 3 paper, section 8.2
-/ spec B5), after a CTC warm start of the encoder and a stage of the adapter alone, which small data needs.
+"""Train speech recognition, translation and dialogue on a frozen decoder: encoder and adapter jointly (Llama 3 paper,
+section 8.2 / spec B5), after a CTC warm start of the encoder and a stage of the adapter alone, which small data needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
 from speech.conformer import ConformerConfig
+from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
 from speech.encoder_training import fit_statistics, train_ctc
 from speech.speech_adapter import SpeechAdapterConfig
@@ -52,9 +53,12 @@ class AsrConfig:
     """The encoder alone learns to spell, before it meets the decoder."""
     adapter_only: StageConfig = field(default_factory=StageConfig)
     """The adapter learns while the encoder stands still."""
+    dialogue_loss: DialogueLoss = "cross-entropy"
+    """How the decoder's replies are learnt (data.dialogue): their tokens, or its distribution at each of them (KL)."""
     beams: int = 1
     """Beam search width in the test; 1 = greedy."""
     max_new_tokens: int = 64
+    """Of an answer in the test, and of a reply that is learnt."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     resume: bool = False
@@ -127,7 +131,14 @@ def _stage(
     dev: Sequence[Utterance],
 ) -> TrainResult:
     data = config.data
-    samples = SpeechSamples(model, utterances, augment=data.augment, silence=data.silence, on_error=data.on_error)
+    samples = SpeechSamples(
+        model,
+        utterances,
+        augment=data.augment,
+        silence=data.silence,
+        dialogue_loss=config.dialogue_loss,
+        on_error=data.on_error,
+    )
     heard = read_spoken(model, dev) if dev else []
 
     def evaluate(step: int) -> dict[str, float]:
@@ -162,6 +173,13 @@ def train_asr(
     dev = dev_utterances(data, seed=seed, writers=writers)
     model = build_model(config, utterances)
     sha256 = model.decoder.sha256()
+    kept = config.run_dir / "replies.jsonl"
+    found = with_replies(model, utterances, max_new_tokens=config.max_new_tokens, kept=kept)
+    utterances = without_empty_replies(found)
+    if len(utterances) < len(found):
+        report(
+            f"{len(found) - len(utterances)} utterances of dialogue are left out: the decoder replies nothing to them"
+        )
     if config.ctc.steps:
         _warm_start(config, model, utterances, dev)
     if config.adapter_only.steps:

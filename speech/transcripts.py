@@ -38,7 +38,7 @@ class SpeechColumns:
     text: str = ""
     language: str = "language"
     task: str = "task"
-    """transcribe or translate; transcribe where there is none."""
+    """transcribe, translate, or dialogue (what is said, to be replied to as the decoder does); empty: transcribe."""
     speaker: str = "speaker"
     split: str = "split"
 
@@ -191,7 +191,7 @@ def _roots(folder: Path) -> list[Path]:
 def _utterance(row: _Row, roots: Sequence[Path], language: str) -> Utterance:
     task = row.task or "transcribe"
     if task not in get_args(SpeechTask):
-        raise UserError(f"{row.where}: task {task!r}; expected transcribe or translate")
+        raise UserError(f"{row.where}: task {task!r}; expected transcribe, translate or dialogue")
     names = [row.audio, *(row.audio + suffix for suffix in AUDIO_SUFFIXES)]
     found = next((root / name for name in names for root in roots if (root / name).is_file()), None)
     # A missing file is a broken sample like any other: reading it says so, with its name.

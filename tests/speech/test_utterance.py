@@ -8,7 +8,7 @@ import torch
 
 from multimodal.errors import UserError
 from speech.augment import Augment
-from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Waveforms
+from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Reply, Utterance, Waveforms
 from tests.speech.made_speech import save, tone
 
 
@@ -50,3 +50,10 @@ def test_what_is_no_sound_is_skipped_and_counted(tmp_path: Path) -> None:
     broken = FileSound(tmp_path / "notes.wav")
     waveforms = Waveforms([(broken, "notes")], rate=16_000)
     assert broken.seconds == 0 and waveforms.sample(0, random.Random(0)) is None and waveforms.broken == {"notes"}
+
+
+def test_wanted_is_the_text_or_the_reply_to_it(sound: FileSound) -> None:
+    assert Utterance(sound=sound, text="one", id="a").wanted == "one"
+    assert Utterance(sound=sound, text="one", id="a", task="dialogue", reply=Reply("Two.", (2,))).wanted == "Two."
+    with pytest.raises(ValueError, match="a dialogue without its reply"):
+        _ = Utterance(sound=sound, text="one", id="a", task="dialogue").wanted
