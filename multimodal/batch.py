@@ -20,11 +20,15 @@ class Turn:
 
     `media` gives, kind by kind, for each placeholder the position of its medium in the sample. In the batch a medium
     may take several tokens.
+
+    `teacher` is a prompt in text alone: if there is one, the answer is to be as likely, token by token, as after it
+    (KL divergence), and not as likely as can be (cross-entropy).
     """
 
     prompt: list[int]
     answer: list[int]
     media: Mapping[str, tuple[int, ...]]
+    teacher: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,22 @@ class MediaBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """`input_ids`, `attention_mask`, `targets` are [B, T] int64; padding is on the side asked for."""
+    """`input_ids`, `attention_mask`, `targets` are [B, T] int64; padding is on the side asked for.
+
+    `teacher` holds the answers of the rows `taught` (ascending) after prompts in text alone, with as many targets.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     targets: Tensor
     media: Mapping[str, MediaBatch]
+    taught: tuple[int, ...] = ()
+    teacher: "Batch | None" = None
 
     def to(self, device: torch.device | str) -> "Batch":
         text = (t.to(device) for t in (self.input_ids, self.attention_mask, self.targets))
-        return Batch(*text, media={kind: m.to(device) for kind, m in self.media.items()})
+        media = {kind: m.to(device) for kind, m in self.media.items()}
+        return Batch(*text, media, self.taught, None if self.teacher is None else self.teacher.to(device))
 
 
 def length_groups(lengths: Sequence[int], *, least: int = 512) -> list[list[int]]:
@@ -154,6 +164,7 @@ def collate(
     Raises:
         ValueError: a turn has not as many media as placeholders, or names one that its sample does not have.
     """
+    options: dict[str, Any] = {"modalities": modalities, "placeholder_ids": placeholder_ids, "pad_id": pad_id}
     rows = [_spread(turn, sample, modalities, placeholder_ids) for sample in samples for turn in sample.turns]
     # The token before each answer token predicts it; with an empty prompt nothing predicts the first.
     targets = [[*[IGNORE] * row.prompt, *row.ids[row.prompt :], IGNORE][1:] for row in rows]
@@ -162,9 +173,13 @@ def collate(
         kind: _lay_out(kind, samples, rows, modality, input_ids == placeholder_ids[kind], left=pad_left)
         for kind, modality in modalities.items()
     }
+    turns = enumerate(turn for sample in samples for turn in sample.turns)
+    taught = {row: Turn(turn.teacher, turn.answer, {}) for row, turn in turns if turn.teacher and turn.answer}
     return Batch(
         input_ids=input_ids,
         attention_mask=_pad([[1] * len(row.ids) for row in rows], 0, left=pad_left),
         targets=_pad(targets, IGNORE, left=pad_left),
         media={kind: batch for kind, batch in media.items() if batch is not None},
+        taught=tuple(taught),
+        teacher=collate([Sample({}, tuple(taught.values()))], pad_left=pad_left, **options) if taught else None,
     )

@@ -1,5 +1,8 @@
-"""Finding and opening what a user named: regular files, or a `UserError` that says what stands there instead."""
+"""Finding and opening what a user named: regular files, or a `UserError` that says what stands there instead; and
+writing a file so that it is never half there.
+"""
 
+import os
 from collections.abc import Collection, Sequence
 from glob import glob
 from pathlib import Path
@@ -61,3 +64,14 @@ def find_files(paths: Sequence[str], suffixes: Collection[str], *, what: str) ->
             raise UserError(f"{text}: no {what} found; expected a {what} file, a folder with {what}s, or a glob")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, and the folder for it: all of it or, if anything fails, nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -3,10 +3,12 @@
 Ignored positions are dropped before the projection, the rest goes through the head in chunks, and because the head is
 frozen only the gradient of the hidden states exists: it is computed along with the loss, and backward only scales it.
 
-Legend: B batch, T positions, D decoder width, N positions that carry loss, V vocabulary.
+Legend: B batch, T positions, D decoder width, N positions that carry loss, n those of a chunk, R some rows of the
+batch, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -52,19 +54,40 @@ class HasHead(Protocol):
     def head(self) -> FrozenHead: ...
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """What the same decoder makes of the same answers after other prompts, for the positions that are to say likewise.
+
+    Attributes:
+        hidden_ND: its final normed hidden states, without gradient.
+        row_BT: long, the row of `hidden_ND` that each position learns from; -1 = none.
+    """
+
+    hidden_ND: Tensor
+    row_BT: Tensor
+
+    def rows(self, rows_R: Tensor, length: int) -> "Teacher":
+        """Of some of the rows (long [R]), with the first `length` columns."""
+        return replace(self, row_BT=self.row_BT[rows_R, :length])
+
+
 def frozen_head_loss(
     hidden_BTD: Tensor,
     targets_BT: Tensor,
     decoder_or_head: HasHead | Callable[[Tensor], Tensor],
     *,
+    teacher: Teacher | None = None,
     chunk: int = 256,
 ) -> tuple[Tensor, int]:
     """Summed cross-entropy of the targets and how many there are; divide by the count of the whole (accumulated) batch.
+
+    A position with a teacher has the KL divergence KL(teacher || its own) of the two next-token distributions instead.
 
     Args:
         hidden_BTD: final normed hidden states.
         targets_BT: long, the token each position should predict (already shifted); -100 = no loss here.
         decoder_or_head: a `FrozenDecoder`, or a function from hidden states to logits whose weights are frozen.
+        teacher: for positions that have a target too; None = there are none.
         chunk: positions per projection; bounds the extra memory to a few times chunk * V floats.
 
     Returns:
@@ -72,19 +95,47 @@ def frozen_head_loss(
     """
     head: Any = decoder_or_head
     head = getattr(head, "head", head)
+    if teacher is not None:
+        taught_BT = teacher.row_BT >= 0
+        wanted_ND = teacher.hidden_ND[teacher.row_BT[taught_BT]]
+        divergence = _summed(hidden_BTD[taught_BT], head, _divergence(wanted_ND, head), chunk)
+        told, count = frozen_head_loss(hidden_BTD, targets_BT.masked_fill(taught_BT, IGNORE), head, chunk=chunk)
+        return told + divergence, count + len(wanted_ND)
     keep_BT = targets_BT != IGNORE
     targets_N = targets_BT[keep_BT]
-    hidden_ND = hidden_BTD[keep_BT]
-    if not len(targets_N):
-        return hidden_ND.float().sum(), 0
-    return _FrozenHeadLoss.apply(hidden_ND, targets_N, head, chunk), len(targets_N)  # type: ignore[return-value]
+    return _summed(hidden_BTD[keep_BT], head, _cross_entropy(targets_N), chunk), len(targets_N)
+
+
+ChunkLoss = Callable[[Tensor, slice], Tensor]
+"""fp32 logits [n, V] of a chunk, and which of the N positions they are of -> summed loss."""
+
+
+def _cross_entropy(targets_N: Tensor) -> ChunkLoss:
+    return lambda logits_nV, rows: F.cross_entropy(logits_nV, targets_N[rows], reduction="sum")
+
+
+def _divergence(teacher_ND: Tensor, head: Callable[[Tensor], Tensor]) -> ChunkLoss:
+    def loss(logits_nV: Tensor, rows: slice) -> Tensor:
+        with torch.no_grad():
+            wanted_nV = head(teacher_ND[rows]).float().log_softmax(-1)
+        return F.kl_div(logits_nV.log_softmax(-1), wanted_nV, log_target=True, reduction="sum")
+
+    return loss
+
+
+def _summed(hidden_ND: Tensor, head: Callable[[Tensor], Tensor], loss: ChunkLoss, chunk: int) -> Tensor:
+    if not len(hidden_ND):
+        return hidden_ND.float().sum()
+    return _FrozenHeadLoss.apply(hidden_ND, head, loss, chunk)  # type: ignore[return-value]
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Sum of cross-entropies; saves the gradient of the hidden states and nothing of vocabulary size."""
+    """Sum of a loss over positions; saves the gradient of the hidden states and nothing of vocabulary size."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head: Callable[[Tensor], Tensor], chunk_loss: ChunkLoss, chunk: int
+    ) -> Tensor:
         wants_grad = ctx.needs_input_grad[0]
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_ND = torch.empty_like(hidden_ND) if wants_grad else None
@@ -92,7 +143,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             rows = slice(start, start + chunk)
             with torch.set_grad_enabled(wants_grad):
                 x = hidden_ND[rows].detach().requires_grad_(wants_grad)
-                loss = F.cross_entropy(head(x).float(), targets_N[rows], reduction="sum")
+                loss = chunk_loss(head(x).float(), rows)
             if grad_ND is not None:
                 grad_ND[rows] = torch.autograd.grad(loss, x)[0]
             total += loss.detach()

@@ -4,7 +4,7 @@ Legend: B rows, T tokens, D decoder width.
 """
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
-from multimodal.loss import frozen_head_loss
+from multimodal.loss import IGNORE, Teacher, frozen_head_loss
 from multimodal.memory import AdapterMemory, CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
 from multimodal.tokenizer import AnyTokenizer
@@ -177,16 +177,17 @@ class MultimodalModel(nn.Module):
         return [(kind, modality) for kind, modality in self.modalities.items() if kind in batch.media]
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """Summed cross-entropy of the answers' tokens, and their number (spec A4.5).
+        """Summed cross-entropy of the answers' tokens, and their number (spec A4.5); KL divergence where a turn has a
+        teacher, which is this decoder on the same answer after the teacher's prompt.
 
         Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding.
         """
-        memory, inserted = self.memory(batch), self.inserted(batch)
+        memory, inserted, teacher = self.memory(batch), self.inserted(batch), self._teacher(batch)
         columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
         lengths = (batch.attention_mask * columns_T).amax(1).tolist()
         groups = length_groups(lengths)
         if len(groups) == 1:
-            return self._loss(batch.input_ids, batch.attention_mask, batch.targets, memory, inserted)
+            return self._loss(batch.input_ids, batch.attention_mask, batch.targets, memory, inserted, teacher)
         losses, counts = [], []
         for group in groups:
             length, rows = lengths[group[-1]], torch.tensor(group, device=batch.input_ids.device)
@@ -196,34 +197,61 @@ class MultimodalModel(nn.Module):
                 batch.targets[rows, :length],
                 None if memory is None else memory.rows(rows, length),
                 inserted_rows(inserted, batch.input_ids, rows),
+                None if teacher is None else teacher.rows(rows, length),
             )
             losses.append(loss)
             counts.append(count)
         return torch.stack(losses).sum(), sum(counts)
 
     def _loss(
-        self, ids_BT: Tensor, mask_BT: Tensor, targets_BT: Tensor, memory: CrossMemory | None, inserted: Inserted
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        targets_BT: Tensor,
+        memory: CrossMemory | None,
+        inserted: Inserted,
+        teacher: Teacher | None,
     ) -> tuple[Tensor, int]:
         hidden_BTD = self.decoder.hidden(ids_BT, mask_BT, memory=memory, inserted=inserted)
-        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder)
+        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher)
 
     @torch.no_grad()
+    def _teacher(self, batch: Batch) -> Teacher | None:
+        text = batch.teacher
+        if text is None:
+            return None
+        hidden_ND = self.decoder.hidden(text.input_ids, text.attention_mask)[text.targets != IGNORE]
+        # Answer tokens are the same and in the same order, whatever stands before them.
+        row_BT = torch.full_like(batch.targets, -1)
+        taught_BT = torch.zeros_like(row_BT, dtype=torch.bool)
+        taught_BT[list(batch.taught)] = batch.targets[list(batch.taught)] != IGNORE
+        row_BT[taught_BT] = torch.arange(len(hidden_ND), device=row_BT.device)
+        return Teacher(hidden_ND, row_BT)
+
     def generate(self, samples: Sequence[Sample], **options: Any) -> list[str]:
         """Answers to samples without one, in order.
 
         Args:
             options: those of `generate` of transformers (`num_beams`, `do_sample`, `max_new_tokens`, ...).
         """
+        ids = self.generate_ids(samples, **options)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def generate_ids(self, samples: Sequence[Sample], **options: Any) -> list[list[int]]:
+        """The same as token ids, each with its end of turn; without one where the tokens did not suffice."""
         batch = self.collate(samples, pad_left=True).to(self.device)
         options = {"max_new_tokens": 64, "do_sample": False, "pad_token_id": self.pad_id} | options
-        ids = self.decoder.generate(
+        ids_BT = self.decoder.generate(
             batch.input_ids,
             batch.attention_mask,
             memory=self.memory(batch),
             inserted=self.inserted(batch),
             **options,
         )
-        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        end = options.get("eos_token_id", self.decoder.lm.generation_config.eos_token_id)
+        ends = {end} if isinstance(end, int) else set(end or ())
+        return [_up_to(ends, ids) for ids in ids_BT.tolist()]
 
     def generate_all(self, samples: Iterable[Sample], *, batch_size: int, **options: Any) -> list[str]:
         """Answers to any number of samples, in order; taken from the iterable no sooner than they are needed."""
@@ -240,3 +268,8 @@ class MultimodalModel(nn.Module):
             UserError: a medium cannot be read, or placeholders and media do not match.
         """
         return self.generate([self.sample(messages)], **options)[0]
+
+
+def _up_to(ends: Collection[int], ids: list[int]) -> list[int]:
+    """Tokens up to and with the first of `ends`; what stands behind is padding."""
+    return next((ids[: i + 1] for i, token in enumerate(ids) if token in ends), ids)

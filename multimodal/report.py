@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from multimodal.chart import Chart
+from multimodal.files import write_whole
 from multimodal.metrics import Scores
 from multimodal.train.logging import git_revision
 
@@ -195,13 +196,13 @@ def render(report: Report) -> str:
 
 def write_report(path: str | Path, report: Report) -> None:
     """Write the report to `path`: all of it or, if anything fails, nothing."""
-    _write_whole(Path(path), render(report))
+    write_whole(Path(path), render(report))
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
     """Write numbers as JSON, all or nothing. Tensors of one element become numbers; what is not finite becomes null."""
     text = json.dumps(_plain(values), indent=2, ensure_ascii=False, allow_nan=False)
-    _write_whole(Path(path), text + "\n")
+    write_whole(Path(path), text + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -212,13 +213,3 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str | int | float) and hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

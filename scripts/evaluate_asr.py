@@ -70,7 +70,7 @@ def main() -> None:
     facts = {"beams": config.beams, "seed": config.seed, "utterances": count}
     write_json(config.run_dir / "metrics.json", all_metrics(scores) | facts)
     lines = (
-        json.dumps({"set": name, "id": one.utterance.id, "reference": one.utterance.text, "text": text})
+        json.dumps({"set": name, "id": one.utterance.id, "reference": one.utterance.wanted, "text": text})
         for name, found in scores.items()
         for one, text in zip(found.evaluation.samples, found.evaluation.predictions, strict=True)
     )

@@ -1,4 +1,4 @@
-"""Train speech recognition and translation on a frozen decoder.
+"""Train speech recognition, translation and dialogue on a frozen decoder.
 
 python -m scripts.train_asr --config scripts/configs/grid_speech.yaml --data.source FOLDER --run-dir runs/grid
 """

@@ -1,4 +1,4 @@
-"""What the speech adapter is trained and judged on: transcripts and translations of utterances.
+"""What the speech adapter is trained and judged on: transcripts, translations and replies.
 
 The prompts are the paper's and name the language of the answer alone (Llama 3 paper, section 8.2 / spec B4).
 """
@@ -6,20 +6,22 @@ The prompts are the paper's and name the language of the answer alone (Llama 3 p
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from multimodal.batch import Sample
+from multimodal.batch import Sample, Turn
 from multimodal.data.broken import OnError
 from multimodal.data.text import spoken_form
 from multimodal.errors import UserError
+from multimodal.messages import encode_prompt
 from multimodal.metrics import Evaluation, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from speech.augment import Augment
+from speech.dialogue import DialogueLoss, in_text, with_replies
 from speech.speech_modality import SpeechModality
 from speech.translation_scores import bleu, chrf
 from speech.utterance import SpeechTask, Utterance, Waveforms
@@ -29,6 +31,7 @@ _PROMPTS: dict[SpeechTask, str] = {
     # The space stands where it stood when the built-in decoder learnt to repeat.
     "transcribe": "Repeat after me in {language}: ",
     "translate": "Translate the following sentence into {language}: ",
+    "dialogue": "",
 }
 SILENCE_SECONDS = (0.3, 3.0)
 SILENCE_LEVELS = (1e-5, 1e-2)
@@ -36,7 +39,7 @@ SILENCE_LEVELS = (1e-5, 1e-2)
 
 
 def prompt_of(task: SpeechTask, language: str) -> str:
-    """What to ask before an utterance, to get an answer in `language`."""
+    """What to ask before an utterance, to get an answer in `language`; nothing in a dialogue."""
     return _PROMPTS[task].format(language=language)
 
 
@@ -57,6 +60,7 @@ class SpeechSamples:
     Args:
         augment: other speeds and noise.
         silence: part of the samples in which nobody speaks and the answer is empty, so that silence is not transcribed.
+        dialogue_loss: how replies are learnt.
         keep_mb: as in `Waveforms`.
         on_error: a broken recording gives None or raises.
     """
@@ -68,10 +72,11 @@ class SpeechSamples:
         *,
         augment: Augment | None = None,
         silence: float = 0.0,
+        dialogue_loss: DialogueLoss = "cross-entropy",
         keep_mb: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
-        self.utterances, self.silence = utterances, silence
+        self.model, self.utterances, self.silence, self.dialogue_loss = model, utterances, silence, dialogue_loss
         self.turns = Turns(model, kind="audio", text_first=True)
         speech = speech_of(model)
         self.rate, self.longest_seconds = speech.rate, speech.longest_seconds
@@ -96,7 +101,15 @@ class SpeechSamples:
         waveform_S = self.waveforms.sample(index, rng)
         if waveform_S is None:
             return None
-        return Sample({"audio": (waveform_S,)}, (self.turns(prompt, spoken_form(utterance.text)),))
+        return Sample({"audio": (waveform_S,)}, (self._turn(utterance, prompt),))
+
+    def _turn(self, utterance: Utterance, prompt: str) -> Turn:
+        if utterance.reply is None:
+            return self.turns(prompt, spoken_form(utterance.wanted))
+        turn = replace(self.turns(prompt, None), answer=list(utterance.reply.ids))
+        if self.dialogue_loss == "cross-entropy":
+            return turn
+        return replace(turn, teacher=encode_prompt(in_text(utterance.text), self.model.vocabulary).ids)
 
     def _quiet(self, rng: random.Random) -> Tensor:
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
@@ -151,7 +164,10 @@ def answer_speech(
 
 
 def _score(texts: list[str], spoken: Sequence[Spoken]) -> Mapping[str, float]:
-    truths = [one.utterance.text for one in spoken]
+    truths = [one.utterance.wanted for one in spoken]
+    if all(one.utterance.task == "dialogue" for one in spoken):
+        same = sum(text == truth for text, truth in zip(texts, truths, strict=True))
+        return {"exact": same / len(truths), "wer": word_error_rate(texts, truths)}
     if all(one.utterance.task == "translate" for one in spoken):
         return {
             "exact": exact_rate(texts, truths),
@@ -178,8 +194,8 @@ class SpeechScores:
 def evaluate_speech(
     model: MultimodalModel, spoken: Sequence[Spoken], *, seed: int = 0, batch_size: int = 32, **options: Any
 ) -> SpeechScores:
-    """WER and CER (of translations: exact match, WER, BLEU and chrF), each beside its two controls: another's speech,
-    and silence.
+    """WER and CER (of translations: exact match, WER, BLEU and chrF; of replies: exact match to the letter, and WER),
+    each beside its two controls: another's speech, and silence.
 
     Nobody is given the speech of one who says the same. Options are those of `generate`; `num_beams` 1 is greedy.
 
@@ -210,10 +226,24 @@ def evaluate_speech(
 
 
 def evaluate_sets(
-    model: MultimodalModel, sets: Mapping[str, Sequence[Utterance]], **options: Any
+    model: MultimodalModel,
+    sets: Mapping[str, Sequence[Utterance]],
+    *,
+    seed: int = 0,
+    batch_size: int = 32,
+    max_new_tokens: int = 64,
+    **options: Any,
 ) -> dict[str, SpeechScores]:
-    """The scores of each set by its name; options as in `evaluate_speech`, which it raises as."""
-    return {name: evaluate_speech(model, read_spoken(model, found), **options) for name, found in sets.items()}
+    """The scores of each set by its name; options as in `evaluate_speech`, which it raises as.
+
+    What is replied to speech is compared with what the decoder replies to the words in text, by the same search.
+    """
+    options["max_new_tokens"] = max_new_tokens
+    scores = {}
+    for name, found in sets.items():
+        spoken = read_spoken(model, with_replies(model, found, batch_size=batch_size, **options))
+        scores[name] = evaluate_speech(model, spoken, seed=seed, batch_size=batch_size, **options)
+    return scores
 
 
 def all_metrics(scores: Mapping[str, SpeechScores]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from speech.word_errors import compare_words
 LABELS = {
     "wer": "word error rate",
     "cer": "character error rate",
-    "exact": "translated exactly",
+    "exact": "answered exactly",
     "bleu": "BLEU of 100",
     "chrf": "chrF of 100",
 }

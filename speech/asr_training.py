@@ -1,5 +1,5 @@
-"""Train speech recognition and translation on a frozen decoder: encoder and adapter jointly (Llama 3 paper, section 8.2
-/ spec B5), after a CTC warm start of the encoder and a stage of the adapter alone, which small data needs.
+"""Train speech recognition, translation and dialogue on a frozen decoder: encoder and adapter jointly (Llama 3 paper,
+section 8.2 / spec B5), after a CTC warm start of the encoder and a stage of the adapter alone, which small data needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
 from speech.conformer import Conformer, ConformerConfig
+from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
 from speech.encoder_training import fit_statistics, train_ctc
 from speech.features import LogMel
@@ -56,9 +57,12 @@ class AsrConfig:
     """The encoder alone learns to spell, before it meets the decoder."""
     adapter_only: StageConfig = field(default_factory=StageConfig)
     """The adapter learns while the encoder stands still."""
+    dialogue_loss: DialogueLoss = "cross-entropy"
+    """How the decoder's replies are learnt (data.dialogue): their tokens, or its distribution at each of them (KL)."""
     beams: int = 1
     """Beam search width in the test; 1 = greedy."""
     max_new_tokens: int = 64
+    """Of an answer in the test, and of a reply that is learnt."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     resume: bool = False
@@ -151,7 +155,13 @@ def _stage(
 ) -> TrainResult:
     data = config.data
     samples = SpeechSamples(
-        model, utterances, augment=data.augment, silence=data.silence, keep_mb=data.keep_mb, on_error=data.on_error
+        model,
+        utterances,
+        augment=data.augment,
+        silence=data.silence,
+        dialogue_loss=config.dialogue_loss,
+        keep_mb=data.keep_mb,
+        on_error=data.on_error,
     )
     heard = read_spoken(model, dev) if dev else []
 
@@ -188,6 +198,13 @@ def train_asr(
     model = build_model(config, utterances)
     sha256 = model.decoder.sha256()
     report(f"a token of speech stands for {1000 * speech_of(model).embedding_seconds:g} ms")
+    kept = config.run_dir / "replies.jsonl"
+    found = with_replies(model, utterances, max_new_tokens=config.max_new_tokens, kept=kept)
+    utterances = without_empty_replies(found)
+    if len(utterances) < len(found):
+        report(
+            f"{len(found) - len(utterances)} utterances of dialogue are left out: the decoder replies nothing to them"
+        )
     if config.ctc.steps:
         _warm_start(config, model, utterances, dev)
     if config.adapter_only.steps:

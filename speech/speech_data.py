@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from multimodal.data.broken import OnError
@@ -62,6 +62,9 @@ class SpeechDataConfig:
     """Built-in sentences in an epoch."""
     translations: int = 0
     """Built-in numbers, times and dates to translate into English in an epoch."""
+    dialogue: float = 0.0
+    """Part of the utterances to transcribe, chosen by the seed, that are also to be replied to, without any prompt, as
+    the decoder replies to their transcripts."""
     zero_shot: str = "Italian"
     """The language that is translated in the test alone; empty = none."""
     temperature: float = 1.0
@@ -82,6 +85,7 @@ class SpeechDataConfig:
         wrong = {
             f"share {self.share}, expected more than 0, at most 1": not 0 < self.share <= 1,
             f"temperature {self.temperature}, expected 1 or more": self.temperature < 1,
+            f"dialogue {self.dialogue}, expected 0 to 1": not 0 <= self.dialogue <= 1,
             f"silence {self.silence}, expected 0 to below 1": not 0 <= self.silence < 1,
             f"batch_seconds {self.batch_seconds}, expected 0 or more": self.batch_seconds < 0,
             f"buckets {self.buckets}, expected 1 or more": self.buckets < 1,
@@ -114,7 +118,7 @@ class SpeechDataConfig:
 
 
 def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[Writer] = WRITERS) -> list[Utterance]:
-    """What a run learns, tasks mixed as the temperature says.
+    """What a run learns, tasks mixed as the temperature says. Those of dialogue have no replies yet.
 
     Raises:
         UserError: the source cannot be read.
@@ -128,7 +132,14 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
             found = random.Random(f"share/{seed}").sample(found, max(1, round(data.share * len(found))))
         if data.connected:
             found += connected_digits(found, count=data.connected, seed=seed, digits=(1, data.digits[1]))
-    return mix(found, temperature=data.temperature)
+    transcribed = [u for u in found if u.task == "transcribe"]
+    chosen = random.Random(f"dialogue/{seed}").sample(transcribed, round(data.dialogue * len(transcribed)))
+    return mix([*found, *as_dialogue(chosen)], temperature=data.temperature)
+
+
+def as_dialogue(utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The same utterances, to be replied to."""
+    return [replace(u, task="dialogue") for u in utterances]
 
 
 def mix(utterances: Sequence[Utterance], *, temperature: float) -> list[Utterance]:
@@ -169,6 +180,8 @@ def evaluation_sets(
 ) -> dict[str, list[Utterance]]:
     """What a run is judged by: utterances of one task each, by the name that their scores get; "" is the main set.
 
+    The set "dialogue" has no replies yet; where a part of the training is dialogue, the main set is in it too.
+
     Raises:
         UserError: the source cannot be read.
     """
@@ -180,18 +193,26 @@ def evaluation_sets(
         for name, languages in directions.items():
             if data.translations and languages:
                 sets[name] = spoken_translations(languages, count=count, split="held_out", seed=seed + 2)
-        return sets
+        return _with_dialogue(sets, data)
     if not data.test_split:
         return {}
     found = data.read(data.test_split)
     sets = {
         "": [u for u in found if u.task == "transcribe"],
-        "translation": [u for u in found if u.task != "transcribe"],
+        "translation": [u for u in found if u.task == "translate"],
     }
     if is_fsdd(Path(data.source).expanduser()):
         sets["connected"] = connected_digits(found, count=count or TEST_COUNT, seed=seed + 2, digits=data.digits)
+    sets["dialogue"] = [u for u in found if u.task == "dialogue"]
     rng = random.Random(f"test/{seed}")
-    return {name: rng.sample(some, min(count or len(some), len(some))) for name, some in sets.items() if some}
+    sets = {name: rng.sample(some, min(count or len(some), len(some))) for name, some in sets.items() if some}
+    return _with_dialogue(sets, data)
+
+
+def _with_dialogue(sets: dict[str, list[Utterance]], data: SpeechDataConfig) -> dict[str, list[Utterance]]:
+    main = sets.get("", []) if data.dialogue else []
+    replied = [*as_dialogue(main), *sets.get("dialogue", [])]
+    return sets | {"dialogue": replied} if replied else sets
 
 
 def batches_by_seconds(waveforms: Waveforms, data: SpeechDataConfig, train: TrainConfig) -> Order | None:

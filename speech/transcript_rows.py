@@ -25,7 +25,8 @@ class SpeechColumns:
     language: str = "language"
     """Of the text: its name or its code (de, zh-CN)."""
     task: str = "task"
-    """transcribe or translate (the text is then a translation); transcribe where there is none."""
+    """transcribe, translate (the text is then a translation) or dialogue (what is said, to be replied to as the decoder
+    does); transcribe where there is none."""
     speaker: str = "speaker"
     split: str = "split"
 
@@ -86,7 +87,7 @@ def utterances_of(row: Row, sound: Sound, languages: Languages) -> list[Utteranc
     """
     task = row.task or "transcribe"
     if task not in get_args(SpeechTask):
-        raise UserError(f"{row.where}: task {task!r}; expected transcribe or translate")
+        raise UserError(f"{row.where}: task {task!r}; expected transcribe, translate or dialogue")
     language = language_name(row.language or languages.text)
     spoken = Utterance(
         sound=sound, text=row.text, id=row.audio, language=language, task=cast(SpeechTask, task), speaker=row.speaker

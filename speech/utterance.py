@@ -26,7 +26,7 @@ from speech.augment import Augment, augment_waveform
 LONGEST_SECONDS = 60.0
 """An utterance is no longer (Llama 3 paper, section 8.1 / spec B1, B2.1)."""
 
-SpeechTask = Literal["transcribe", "translate"]
+SpeechTask = Literal["transcribe", "translate", "dialogue"]
 
 
 class Sound(Protocol):
@@ -147,9 +147,17 @@ class SoundMemory:
         return waveform_S
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a decoder replies to words in text: as text, and as its tokens with the end of turn, if it came to that."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """A sound and the text wanted of it: its words, or their translation."""
+    """A sound and the text to it: its words, or their translation. In a dialogue its words, and the reply to them."""
 
     sound: Sound
     text: str
@@ -159,6 +167,21 @@ class Utterance:
     """Of the text."""
     task: SpeechTask = "transcribe"
     speaker: str = ""
+    reply: Reply | None = None
+    """Of a dialogue, once it is known; see `speech.dialogue`."""
+
+    @property
+    def wanted(self) -> str:
+        """What the model is to say.
+
+        Raises:
+            ValueError: the reply in a dialogue is not known yet.
+        """
+        if self.task != "dialogue":
+            return self.text
+        if self.reply is None:
+            raise ValueError(f"{self.id}: a dialogue without its reply; expected with_replies to have been called")
+        return self.reply.text
 
 
 class Waveforms:

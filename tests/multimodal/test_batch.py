@@ -228,3 +228,21 @@ def test_rows_of_one_length_stay_together() -> None:
     assert length_groups([7] * 300, least=1) == [list(range(300))]
     assert length_groups([40, 5, 40, 5], least=70) == [[1, 3], [0, 2]]
     assert length_groups([40, 5, 40, 5], least=71) == [[1, 3, 0, 2]]
+
+
+@sides
+def test_answers_stand_behind_the_prompts_that_teach_them(pad_left: bool) -> None:
+    turns = (
+        Turn([1, IMAGE, 2], [3, 4], {"image": (0,)}, teacher=[5]),
+        turn([6], [7]),
+        Turn([8], [9], {}, teacher=[10, 11, 12]),
+        Turn([13], [], {}, teacher=[14]),
+    )
+    batch = batched(Sample({"image": ("a",)}, turns), pad_left=pad_left).to("cpu")
+    assert batch.taught == (0, 2) and batch.teacher is not None and not batch.teacher.media
+    rows = zip(batch.teacher.input_ids, batch.teacher.attention_mask.bool(), strict=True)
+    assert [ids[own].tolist() for ids, own in rows] == [[5, 3, 4], [10, 11, 12, 9]]
+    for row, text in zip(batch.taught, batch.teacher.targets, strict=True):
+        assert torch.equal(text[text != IGNORE], batch.targets[row][batch.targets[row] != IGNORE])
+    alone = batched(Sample({}, turns[1:2]))
+    assert alone.taught == () and alone.teacher is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from multimodal.errors import UserError
-from multimodal.files import open_file
+from multimodal.files import open_file, write_whole
 
 
 def test_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -29,3 +29,11 @@ def test_anything_else_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{match}.*; expected a sound$") as caught:
             open_file(tmp_path / name, expected="expected a sound")
         assert str(tmp_path) in str(caught.value)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.txt"
+    write_whole(file, "one")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "two \ud800")
+    assert file.read_text() == "one" and list(file.parent.iterdir()) == [file]

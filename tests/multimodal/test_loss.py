@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.loss import IGNORE, FrozenHead, frozen_head_loss
+from multimodal.loss import IGNORE, FrozenHead, Teacher, frozen_head_loss
 from tests.multimodal.tiny_decoders import FAMILIES, SCALED_FAMILIES, VOCAB, WIDTH, tiny_decoder
 
 
@@ -149,3 +149,70 @@ def test_bf16_hidden_states_get_bf16_gradients_and_an_fp32_loss():
     total.backward()
     assert total.dtype == torch.float32 and half.grad is not None and half.grad.dtype == torch.bfloat16
     torch.testing.assert_close(total, expected, rtol=0.02, atol=0.1)
+
+
+# ---- a teacher in the place of targets ----------------------------------------------------------------------------
+
+
+def taught(hidden: Tensor, targets: Tensor) -> tuple[Teacher, Tensor]:
+    """Teaches the first row of `batch`, in an order of its own; and the positions that it teaches."""
+    at = (targets != IGNORE) & (torch.arange(3)[:, None] == 0)
+    rows, count = torch.full_like(targets, -1), int(at.sum())
+    rows[at] = torch.arange(count).flip(0)
+    torch.manual_seed(1)
+    return Teacher(torch.randn(count, WIDTH) * 2, rows), at
+
+
+def plain_divergence(own: Tensor, wanted: Tensor) -> Tensor:
+    """KL(wanted || own) as it is written."""
+    return (wanted.softmax(-1) * (wanted.softmax(-1).log() - own.softmax(-1).log())).sum()
+
+
+@pytest.mark.parametrize("family", ["llama", *SCALED_FAMILIES, "gemma2"])
+def test_with_a_teacher_loss_and_gradient_are_the_plain_divergence_and_elsewhere_cross_entropy(family: str):
+    head = FrozenHead(tiny_decoder(family))
+    hidden, targets = batch()
+    teacher, at = taught(hidden, targets)
+    expected = plain(head(hidden), targets.masked_fill(at, IGNORE))
+    expected = expected + plain_divergence(head(hidden[at]), head(teacher.hidden_ND).flip(0))
+    expected.backward()
+    expected_grad, hidden.grad = hidden.grad, None
+    total, count = frozen_head_loss(hidden, targets, head, teacher=teacher, chunk=2)
+    total.backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(hidden.grad, expected_grad)
+    assert count == int((targets != IGNORE).sum()) and at.sum() == 5
+    assert total - frozen_head_loss(hidden, targets, head)[0] != 0
+
+
+def test_a_student_that_says_the_same_has_nothing_to_learn():
+    head, (hidden, targets) = FrozenHead(tiny_decoder()), batch()
+    rows = torch.arange(targets.numel()).view_as(targets).masked_fill(targets == IGNORE, -1)
+    total, count = frozen_head_loss(hidden, targets, head, teacher=Teacher(hidden.detach().flatten(0, 1), rows))
+    total.backward()
+    assert count == 16 and hidden.grad is not None
+    assert total.abs() < 1e-5 and hidden.grad.abs().max() < 1e-6
+    half = Teacher(hidden.detach().flatten(0, 1) / 2, rows)
+    hidden.grad = None
+    frozen_head_loss(hidden, targets, head, teacher=half)[0].backward()
+    assert hidden.grad.abs().max() > 1e-3, "no teacher moves this student, so this test shows nothing"
+
+
+def test_rows_of_a_batch_take_their_teacher_along():
+    head, (hidden, targets) = FrozenHead(tiny_decoder()), batch()
+    teacher, _ = taught(hidden, targets)
+    whole, count = frozen_head_loss(hidden, targets, head, teacher=teacher)
+    parts = [
+        frozen_head_loss(hidden[rows, :11], targets[rows, :11], head, teacher=teacher.rows(rows, 11))
+        for rows in (torch.tensor([1]), torch.tensor([2, 0]))
+    ]
+    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).sum(), whole)
+    assert sum(n for _, n in parts) == count
+
+
+def test_with_a_teacher_nothing_of_vocabulary_size_is_saved():
+    head = FrozenHead(tiny_decoder(vocab_size=4000, tie_word_embeddings=False))
+    hidden, targets = torch.randn(2, 128, WIDTH, requires_grad=True), torch.randint(0, 4000, (2, 128))
+    teacher = Teacher(torch.randn(256, WIDTH), torch.arange(256).view(2, 128))
+    ours = saved_bytes(lambda: frozen_head_loss(hidden, targets, head, teacher=teacher))
+    assert ours <= 4 * 256 * WIDTH * 4 < 4000 * 256

@@ -1,5 +1,6 @@
 """The whole model, on tiny random weights with open gates: what may leak into what, and what may not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,25 @@ def test_several_turns_about_one_picture_encode_it_once(model: MultimodalModel) 
         torch.testing.assert_close(model.loss(batch)[0], expected, atol=1e-4, rtol=1e-5)
 
 
+def test_a_taught_answer_is_held_to_what_the_decoder_says_after_the_text(model: MultimodalModel) -> None:
+    seen, text = (model.sample(CHATS[name], ANSWER * 3).turns[0] for name in ("one tile", "text only"))
+    media = model.sample(CHATS["one tile"]).media
+    taught = Sample(media, (replace(seen, teacher=text.prompt),))
+    samples = [*answered(model) * 3, taught, Sample({}, (replace(text, teacher=text.prompt),))]
+    with torch.no_grad():
+        loss, tokens = model.loss(model.collate([taught]))
+        student = logits(model, model.collate([Sample(media, (seen,))]))[0, -len(seen.answer) - 1 : -1]
+        teacher = logits(model, model.collate([Sample({}, (text,))]))[0, -len(text.answer) - 1 : -1]
+        expected = (teacher.softmax(-1) * (teacher.log_softmax(-1) - student.log_softmax(-1))).sum()
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+        assert expected > 1e-2 and tokens == len(seen.answer)
+        assert model.loss(model.collate(samples[-1:]))[0] < 1e-5, "after the same text it says the same"
+        total, tokens = model.loss(model.collate(samples))
+        alone = [model.loss(model.collate([sample])) for sample in samples]
+    torch.testing.assert_close(total, torch.stack([loss for loss, _ in alone]).sum(), atol=1e-3, rtol=1e-5)
+    assert tokens == sum(count for _, count in alone)
+
+
 # ---- who sees what ------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +192,17 @@ def test_a_batch_generates_what_each_sample_generates_alone(model: MultimodalMod
     together = model.generate(samples, **options)
     assert together == [model.generate([sample], **options)[0] for sample in samples]
     assert together[0] == model.chat(CHATS["one tile"], **options)
+
+
+def test_generated_tokens_end_with_the_end_of_turn_or_with_the_last_one(model: MultimodalModel) -> None:
+    samples = [model.sample(chat) for chat in CHATS.values()]
+    whole = model.generate_ids(samples, max_new_tokens=6)
+    end = whole[0][2]
+    cut = model.generate_ids(samples, max_new_tokens=6, eos_token_id=[end])
+    expected = [ids[: ids.index(end) + 1] if end in ids else ids for ids in whole]
+    assert cut == expected and [len(ids) for ids in whole] == [6] * len(whole) and len(cut[0]) < 6
+    texts = model.tokenizer.batch_decode(whole, skip_special_tokens=True)
+    assert model.generate(samples, max_new_tokens=6) == [text.strip() for text in texts]
 
 
 def test_other_pictures_make_other_texts(model: MultimodalModel) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multimodal import report as report_module
 from multimodal.chart import Chart, Curve, curve_from_log, moving_average, ticks
 from multimodal.metrics import Scores
 from multimodal.report import (
@@ -191,7 +190,7 @@ def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full_disk(source: object, destination: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report_module.os, "replace", full_disk)
+    monkeypatch.setattr("multimodal.files.os.replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_report(target, Report(title="other"))
     assert target.read_text(encoding="utf-8") == before and list(target.parent.iterdir()) == [target]

@@ -2,6 +2,7 @@
 loaded and stopped.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from speech.asr import SpeechSamples, evaluate_speech, prompt_of, read_spoken, s
 from speech.asr_training import AsrConfig, train_asr
 from speech.conformer import ConformerConfig
 from speech.speech_adapter import SpeechAdapterConfig
-from speech.speech_data import SpeechDataConfig, evaluation_sets
+from speech.speech_data import SpeechDataConfig, evaluation_sets, training_utterances
 from tests.speech.made_speech import save_digits
 from tests.speech.test_encoder_training import STILL
 from tests.tiny_models import train_config
@@ -82,6 +83,36 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, decoder_folder
     train_asr(part, report=lambda _: None)
     found = train_asr(replace(part, train=whole.train, resume=True), report=lambda _: None)[0].state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def without_reply(config: AsrConfig) -> int:
+    """Training utterances of dialogue to which the decoder replied nothing, by the replies of the run."""
+    lines = (config.run_dir / "replies.jsonl").read_text().splitlines()[1:]
+    empty = {line["said"] for line in map(json.loads, lines) if not line["text"]}
+    utterances = training_utterances(config.data, seed=config.train.seed)
+    return sum(u.task == "dialogue" and u.text in empty for u in utterances)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "kl"])
+def test_dialogue_is_trained_judged_and_resumed_with_the_same_replies(
+    folder: Path, decoder_folder: Path, tmp_path: Path, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = {"schedule": "constant", "warmup": 0}
+    whole = config(folder, decoder_folder, tmp_path / "whole", steps=4, **flat)
+    data = replace(whole.data, dialogue=0.5, silence=0.0)
+    whole = replace(whole, data=data, dialogue_loss=loss, max_new_tokens=4)  # type: ignore[arg-type]
+    said: list[str] = []
+    model, result = train_asr(whole, report=said.append)
+    silent = without_reply(whole)
+    assert any(f"{silent} utterances of dialogue are left out" in line for line in said) == (silent > 0)
+    assert {"dialogue_exact", "dialogue_exact_silence", "dialogue_wer_shuffled", "wer"} <= result.metrics().keys()
+    part = replace(whole, run_dir=tmp_path / "part", train=replace(whole.train, steps=2))
+    train_asr(part, report=lambda _: None)
+    assert (part.run_dir / "replies.jsonl").read_text() == (whole.run_dir / "replies.jsonl").read_text()
+    monkeypatch.setattr("speech.dialogue.text_replies", lambda *_, **__: pytest.fail("made anew"))
+    rest = replace(part, train=whole.train, resume=True, data=replace(data, test_split=""))
+    found = train_asr(rest, report=lambda _: None)[0].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_while_the_adapter_learns_alone_the_encoder_stands_still(

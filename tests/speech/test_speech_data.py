@@ -1,6 +1,7 @@
 """What a run learns and is judged by, whatever the source."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,36 @@ def test_a_share_of_the_transcripts_is_drawn_by_the_seed(folder: Path) -> None:
     assert len(first) == 5 and first == again and first != other
 
 
+def test_a_part_of_what_is_transcribed_is_also_replied_to(folder: Path) -> None:
+    data = SpeechDataConfig(source=str(folder), dialogue=0.25, connected=4, test_split="test", test_count=6)
+    first, again, other = (training_utterances(data, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert Counter(u.task for u in first) == {"transcribe": 24, "dialogue": 6}
+    transcribed = {(u.id, u.text) for u in first if u.task == "transcribe"}
+    assert {(u.id, u.text) for u in first if u.task == "dialogue"} <= transcribed
+    warm = training_utterances(replace(data, temperature=2.0), seed=0)
+    assert Counter(u.task for u in warm) == {"transcribe": 24, "dialogue": 12}
+    sets = evaluation_sets(data, seed=0)
+    assert set(sets) == {"", "connected", "dialogue"} and len(sets["dialogue"]) == 6
+    assert [replace(u, task="transcribe") for u in sets["dialogue"]] == sets[""]
+    assert evaluation_sets(replace(data, dialogue=0.0), seed=0) == {n: sets[n] for n in ("", "connected")}
+
+
+def test_a_set_may_say_what_is_to_be_replied_to(tmp_path: Path) -> None:
+    lines = [f"{i}.wav\tword {i}\t{task}" for i, task in enumerate(("", "dialogue", "translate"))]
+    (tmp_path / "test.tsv").write_text("\n".join(["audio\ttext\ttask", *lines]) + "\n")
+    sets = evaluation_sets(SpeechDataConfig(source=str(tmp_path), test_split="test"), seed=0)
+    assert {name: [u.text for u in found] for name, found in sets.items()} == {
+        "": ["word 0"],
+        "translation": ["word 2"],
+        "dialogue": ["word 1"],
+    }
+
+
 def test_built_in_speech_keeps_a_language_for_the_test() -> None:
     data = SpeechDataConfig(sentences=30, translations=60, test_count=8)
     train, sets = training_utterances(data, seed=0), evaluation_sets(data, seed=0)
+    assert set(evaluation_sets(replace(data, dialogue=0.1), seed=0)) == {*sets, "dialogue"}
     assert not [u for u in train if u.id.startswith("Italian")] and set(sets) == {"", "translation", "zero_shot"}
     assert all(u.id.startswith("Italian") for u in sets["zero_shot"])
     assert not {u.text for u in train} & {u.text for found in sets.values() for u in found}
@@ -68,7 +96,15 @@ def test_batches_by_seconds_are_wanted_or_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"share": 0}, {"temperature": 0.5}, {"silence": 1}, {"zero_shot": "Dutch"}, {"keep_mb": -1}]
+    "wrong",
+    [
+        {"share": 0},
+        {"dialogue": 1.5},
+        {"temperature": 0.5},
+        {"silence": 1},
+        {"zero_shot": "Dutch"},
+        {"keep_mb": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"speech data: {next(iter(wrong))}"):

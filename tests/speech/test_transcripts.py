@@ -48,7 +48,7 @@ def test_a_manifest_names_languages_and_tasks(folder: Path) -> None:
     found = read_transcripts(manifest, split="train", languages=Languages(text="Dutch"))
     assert [(u.task, u.language) for u in found] == [("transcribe", "Dutch"), ("translate", "French")]
     table(manifest, json.dumps(lines[0] | {"task": "sing"}))
-    with pytest.raises(UserError, match=r"line 1: task 'sing'; expected transcribe or translate"):
+    with pytest.raises(UserError, match=r"line 1: task 'sing'; expected transcribe, translate or dialogue"):
         read_transcripts(manifest, split="train")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from multimodal.errors import UserError
 from speech.augment import Augment
-from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, SoundMemory, Waveforms
+from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Reply, SoundMemory, Utterance, Waveforms
 from tests.speech.made_speech import save, tone
 
 
@@ -83,3 +83,10 @@ def test_augmentation_stays_within_what_the_encoder_hears(sound: FileSound) -> N
     assert free is not None and len(free) == 16_000
     with pytest.raises(UserError, match="expected an utterance of at most"):
         Waveforms([(sound, "a")], rate=16_000, heard_seconds=0.4, on_error="fail").sample(0, random.Random(0))
+
+
+def test_wanted_is_the_text_or_the_reply_to_it(sound: FileSound) -> None:
+    assert Utterance(sound=sound, text="one", id="a").wanted == "one"
+    assert Utterance(sound=sound, text="one", id="a", task="dialogue", reply=Reply("Two.", (2,))).wanted == "Two."
+    with pytest.raises(ValueError, match="a dialogue without its reply"):
+        _ = Utterance(sound=sound, text="one", id="a", task="dialogue").wanted
