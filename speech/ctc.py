@@ -7,12 +7,16 @@ many, are too few for spelled letters, and so are often Parakeet's of 80 ms.
 Legend: B utterances, T frames, D encoder width, U tokens of the longest target, V vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from multimodal.data.text import spoken_form
 from speech.frames import frame_mask
 
 
@@ -29,6 +33,40 @@ def frames_needed(targets_BU: Tensor, target_lengths_B: Tensor) -> Tensor:
     """Least frames [B] in which targets fit: one for each token, and one for the blank between two equal ones."""
     equal_BU = (targets_BU[:, 1:] == targets_BU[:, :-1]) & frame_mask(target_lengths_B - 1, targets_BU.shape[1] - 1)
     return target_lengths_B + equal_BU.sum(dim=1)
+
+
+CTCUnit = Literal["character", "word"]
+"""What CTC writes. Words suit sets that have few of them: fast speech leaves its characters too few frames of 40 ms."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of some texts, in spoken form, by number."""
+
+    unit: CTCUnit
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str], unit: CTCUnit) -> "Units":
+        """All units that there are in the texts."""
+        return cls(unit, tuple(sorted({name for text in texts for name in _split(text, unit)})))
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers of the text's units; those that are not known are left out."""
+        return [self._numbers[name] for name in _split(text, self.unit) if name in self._numbers]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The inverse of `encode` for texts in spoken form."""
+        return ("" if self.unit == "character" else " ").join(self.names[i] for i in ids)
+
+
+def _split(text: str, unit: CTCUnit) -> list[str]:
+    spoken = spoken_form(text)
+    return list(spoken) if unit == "character" else spoken.split()
 
 
 class CTCHead(nn.Module):

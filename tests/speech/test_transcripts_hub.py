@@ -102,7 +102,7 @@ def test_sounds_are_decoded_when_they_are_used_and_say_how_long_they_are(hub: Pa
     assert [u.sound.seconds for u in found] == pytest.approx(SECONDS)
     assert [len(u.sound.waveform(16_000)) for u in found] == pytest.approx([16_000 * s for s in SECONDS], abs=2)
     order = batches_by_seconds(
-        Waveforms([(u.sound, u.id) for u in found], rate=16_000).seconds,
+        Waveforms([(u.sound, u.id) for u in found], rate=16_000),
         SpeechDataConfig(batch_seconds=0.9, buckets=1),
         train_config(batch_size=8),
     )
@@ -157,7 +157,9 @@ def test_what_is_wrong_is_said_in_one_line(hub: Path, monkeypatch: pytest.Monkey
         "no column 'said'; columns found: audio, client_id": {"columns": SpeechColumns(text="said")},
         "no column 'sound'; columns found: audio, client_id": {"columns": SpeechColumns(audio="sound")},
         "no column 'translaton'; columns found": {"columns": SpeechColumns(translation="translaton")},
-        "train row 0: task 'x'; expected transcribe or translate": {"columns": SpeechColumns(task="client_id")},
+        "train row 0: task 'x'; expected transcribe, translate or dialogue": {
+            "columns": SpeechColumns(task="client_id")
+        },
         "no split 'test'; splits found: train": {"split": "test"},
         "BuilderConfig 'de_fr' not found": {"subset": "de_fr"},
     }

