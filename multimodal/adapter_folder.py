@@ -1,13 +1,14 @@
 """An adapter as a thing of its own: a folder with a configuration, the adapter's tensors only, and a model card.
 
 `adapter_config.json` names the decoder and the hash of its weights; loading on another decoder is refused. Weights are
-safetensors: no code is ever run from such a folder.
+safetensors: no code is ever run from such a folder. Several folders for one decoder may be loaded into one model.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter.safetensors", "README.md"
+TABLE = "extra_embedding.weight"
+"""All modalities' placeholders and marks; `MultimodalModel.token_rows` says which rows are whose."""
 
 
-def _owned_tensors(model: "MultimodalModel") -> dict[str, torch.Tensor]:
-    """The adapter's tensors: everything of the modalities, and the placeholders' embeddings."""
-    tensors = {"extra_embedding.weight": model.decoder.extra_embedding.weight}
-    tensors |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict().items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _tensors_of(model: "MultimodalModel", kinds: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of some modalities by their names in a folder, and the embeddings of the extra tokens."""
+    tensors: dict[str, torch.Tensor] = {TABLE: model.decoder.extra_embedding.weight}
+    for kind in kinds:
+        own = model.modalities[kind].state_dict(keep_vars=True)
+        tensors |= {f"modalities.{kind}.{name}": tensor for name, tensor in own.items()}
+    return tensors
 
 
 def save_adapter(
@@ -60,7 +65,8 @@ def save_adapter(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        save_file(_owned_tensors(model), new / WEIGHTS)
+        tensors = _tensors_of(model, model.modalities)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
         (new / CARD).write_text(_card(config))
         if folder.exists():
@@ -119,7 +125,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, device: str) -> "MultimodalModel":
+def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device: str) -> "MultimodalModel":
     """The model of an adapter folder, in eval mode.
 
     Args:
@@ -131,32 +137,93 @@ def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, devi
     """
     from multimodal.model import MultimodalModel
 
-    if not folder.exists() and _beside(folder, "old").exists():  # a kill in the middle of save_adapter's exchange
-        folder = _beside(folder, "old")
-    config = _read_config(folder)
+    config = _read_config(_whole(folder))
     name = decoder or config["decoder"]
     frozen, tokenizer = load_decoder(name, dtype=getattr(torch, config["decoder_dtype"]), device=resolve_device(device))
-    if not force_decoder and frozen.sha256() != config["decoder_sha256"]:
+    model = MultimodalModel(frozen, tokenizer, decoder_name=name)
+    add_adapter(model, folder, force_decoder=force_decoder)
+    return model.eval()
+
+
+def add_adapter(model: "MultimodalModel", folder: Path, *, force_decoder: bool) -> None:
+    """Add the modalities of an adapter folder to a model. What it says with its others stays the same to the bit.
+
+    A video adapter's folder brings the image parts that it builds on; a model that has the same ones shares them. If
+    anything is refused, the model is as it was.
+
+    Raises:
+        UserError: as `load_model`; or the model has a modality of the folder already, or image parts other than those
+            that the folder's video parts build on.
+    """
+    folder = _whole(folder)
+    config = _read_config(folder)
+    if not force_decoder and (own := model.decoder.sha256()) != config["decoder_sha256"]:
         raise UserError(
             f"{folder}: was trained on decoder {config['decoder']} (sha256 {config['decoder_sha256'][:12]}), but "
-            f"{name} has {frozen.sha256()[:12]}; expected the same weights (--force-decoder loads it all the same)"
+            f"{model.decoder_name} has {own[:12]}; expected the same weights (--force-decoder loads it all the same)"
         )
-    model = MultimodalModel(frozen, tokenizer, decoder_name=name)
-    for kind, modality in config["modalities"].items():
-        model.add(kind, modality)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); expected the adapter's tensors") from None
-    _fill(model, tensors, folder / WEIGHTS)
-    return model.eval()
+    settings: Mapping[str, Any] = config["modalities"]
+    new = _new_kinds(model, settings, tensors, folder)
+    with ExitStack() as undo:
+        for kind in new:
+            model.add(kind, settings[kind])
+            undo.callback(model.unload_adapter, kind)
+            model.modalities[kind].train(model.training)
+        _check_fit(_tensors_of(model, settings), tensors, folder / WEIGHTS)
+        _fill(model, new, tensors)
+        undo.pop_all()
 
 
-@torch.no_grad()
-def _fill(model: "MultimodalModel", tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Copy the tensors into the model, if they are exactly the ones that it has."""
-    targets = {"extra_embedding.weight": model.decoder.extra_embedding.weight}
-    targets |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict(keep_vars=True).items()}
+def _whole(folder: Path) -> Path:
+    """The folder, or the one that waits in its place after a kill in the middle of `save_adapter`'s exchange."""
+    old = _beside(folder, "old")
+    return old if old.exists() and not folder.exists() else folder
+
+
+def _new_kinds(
+    model: "MultimodalModel", settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], folder: Path
+) -> list[str]:
+    """The modalities of a folder that are to be added; those that the model has must be what new ones build on."""
+    from multimodal.model import modality_class
+
+    new = [kind for kind in settings if kind not in model.modalities]
+    for kind in settings.keys() - set(new):
+        above = next((other for other in new if kind in getattr(modality_class(other), "builds_on", ())), None)
+        if above is None:
+            raise UserError(
+                f"{folder}: an adapter for {kind}, which the model has already; expected unload_adapter({kind!r}) first"
+            )
+        if not _is_same(model, kind, settings[kind], tensors):
+            raise UserError(
+                f"{folder}: its {above} parts build on {kind} parts that differ from the model's; expected the same "
+                f"settings and weights, or unload_adapter({kind!r}) first"
+            )
+    return new
+
+
+def _is_same(
+    model: "MultimodalModel", kind: str, settings: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> bool:
+    """Whether a modality of the model has these settings and weights, its own extra tokens among them."""
+    modality: Any = model.modalities[kind]
+    if json.loads(json.dumps(modality.config.to_dict(), default=str)) != settings:
+        return False
+    rows = model.token_rows(kind)
+    for name, own in _tensors_of(model, [kind]).items():
+        found, own = tensors.get(name), own.detach().cpu()
+        if found is None or (found.shape, found.dtype) != (own.shape, own.dtype):
+            return False
+        if not torch.equal(found[rows] if name == TABLE else found, own[rows] if name == TABLE else own):
+            return False
+    return True
+
+
+def _check_fit(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Refuse tensors other than exactly those that the modalities have."""
     wrong = [f"missing {name}" for name in targets.keys() - tensors.keys()]
     wrong += [f"unknown {name}" for name in tensors.keys() - targets.keys()]
     wrong += [
@@ -167,5 +234,13 @@ def _fill(model: "MultimodalModel", tensors: dict[str, torch.Tensor], file: Path
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise UserError(f"{file}: does not fit the configuration: {'; '.join(sorted(wrong)[:10])}{more}")
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+
+
+@torch.no_grad()
+def _fill(model: "MultimodalModel", kinds: Collection[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy the tensors of some modalities into the model; of the extra tokens their own rows alone."""
+    for name, target in _tensors_of(model, kinds).items():
+        if name != TABLE:
+            target.copy_(tensors[name])
+    for row in (row for kind in kinds for row in model.token_rows(kind)):
+        model.decoder.extra_embedding.weight[row] = tensors[TABLE][row]
