@@ -2,13 +2,15 @@
 
 `adapter_config.json` names the decoder and the hash of its weights; loading on another decoder is refused. The same
 goes for an encoder of the hub that was not trained. Weights are safetensors: no code is ever run from such a folder.
+Several folders for one decoder may be loaded into one model.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter.safetensors", "README.md"
+TABLE = "extra_embedding.weight"
+"""All modalities' placeholders and marks; `MultimodalModel.token_rows` says which rows are whose."""
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What an adapter folder holds.
+
+    modalities: settings by kind. borrowed: name and hash of the hub encoders that are not in it, by the place of their
+    weights. tensors: all that is in it.
+    """
+
+    folder: Path
+    modalities: Mapping[str, Any]
+    borrowed: Mapping[str, Mapping[str, str]]
+    tensors: Mapping[str, torch.Tensor]
 
 
 def _hub_encoders(model: "MultimodalModel") -> dict[str, HubEncoder]:
@@ -36,10 +54,15 @@ def _hub_encoders(model: "MultimodalModel") -> dict[str, HubEncoder]:
     return {f"modalities.{name}.model": module for name, module in found if isinstance(module, HubEncoder)}
 
 
-def _owned_tensors(model: "MultimodalModel", borrowed: Iterable[str]) -> dict[str, torch.Tensor]:
-    """The adapter's tensors: those of the modalities but for what is borrowed, and the placeholders' embeddings."""
-    tensors = {"extra_embedding.weight": model.decoder.extra_embedding.weight}
-    tensors |= {f"modalities.{name}": tensor for name, tensor in model.modalities.state_dict(keep_vars=True).items()}
+def _tensors_of(
+    model: "MultimodalModel", kinds: Iterable[str], borrowed: Iterable[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The tensors of some modalities by their names in a folder, but for what is borrowed, and the embeddings of the
+    extra tokens."""
+    tensors: dict[str, torch.Tensor] = {TABLE: model.decoder.extra_embedding.weight}
+    for kind in kinds:
+        own = model.modalities[kind].state_dict(keep_vars=True)
+        tensors |= {f"modalities.{kind}.{name}": tensor for name, tensor in own.items()}
     places = tuple(f"{place}." for place in borrowed)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(places)}
 
@@ -57,7 +80,6 @@ def save_adapter(
     lm = model.decoder.lm
     origins = {place: encoder.borrowed for place, encoder in _hub_encoders(model).items()}
     borrowed = {place: asdict(origin) for place, origin in origins.items() if origin is not None}
-    owned = {name: t.detach().cpu().contiguous() for name, t in _owned_tensors(model, borrowed).items()}
     config = {
         "format": FORMAT,
         "decoder": model.decoder_name,
@@ -73,7 +95,8 @@ def save_adapter(
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir(parents=True)
-        save_file(owned, new / WEIGHTS)
+        tensors = _tensors_of(model, model.modalities, borrowed)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
         (new / CARD).write_text(_card(config))
         if folder.exists():
@@ -133,7 +156,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, device: str) -> "MultimodalModel":
+def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device: str) -> "MultimodalModel":
     """The model of an adapter folder, in eval mode.
 
     Args:
@@ -146,45 +169,111 @@ def load_adapter(folder: Path, *, decoder: str | None, force_decoder: bool, devi
     """
     from multimodal.model import MultimodalModel
 
-    if not folder.exists() and _beside(folder, "old").exists():  # a kill in the middle of save_adapter's exchange
-        folder = _beside(folder, "old")
-    config = _read_config(folder)
+    config = _read_config(_whole(folder))
     name = decoder or config["decoder"]
     frozen, tokenizer = load_decoder(name, dtype=getattr(torch, config["decoder_dtype"]), device=resolve_device(device))
-    if not force_decoder and frozen.sha256() != config["decoder_sha256"]:
+    model = MultimodalModel(frozen, tokenizer, decoder_name=name)
+    add_adapter(model, folder, force_decoder=force_decoder)
+    return model.eval()
+
+
+def add_adapter(model: "MultimodalModel", folder: Path, *, force_decoder: bool) -> None:
+    """Add the modalities of an adapter folder to a model. What it says with its others stays the same to the bit.
+
+    A video adapter's folder brings the image parts that it builds on; a model that has the same ones shares them. If
+    anything is refused, the model is as it was.
+
+    Raises:
+        UserError: as `load_model`; or the model has a modality of the folder already, or image parts other than those
+            that the folder's video parts build on.
+    """
+    folder = _whole(folder)
+    config = _read_config(folder)
+    if not force_decoder and (own := model.decoder.sha256()) != config["decoder_sha256"]:
         raise UserError(
             f"{folder}: was trained on decoder {config['decoder']} (sha256 {config['decoder_sha256'][:12]}), but "
-            f"{name} has {frozen.sha256()[:12]}; expected the same weights (--force-decoder loads it all the same)"
+            f"{model.decoder_name} has {own[:12]}; expected the same weights (--force-decoder loads it all the same)"
         )
-    model = MultimodalModel(frozen, tokenizer, decoder_name=name)
-    for kind, modality in config["modalities"].items():
-        model.add(kind, modality)
-    borrowed = config.get("borrowed", {})
-    _check_borrowed(model, borrowed, folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (FileNotFoundError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); expected the adapter's tensors") from None
-    _fill(_owned_tensors(model, borrowed), tensors, folder / WEIGHTS)
-    return model.eval()
+    saved = _Saved(folder, config["modalities"], config.get("borrowed", {}), tensors)
+    new = _new_kinds(model, saved)
+    with ExitStack() as undo:
+        for kind in new:
+            model.add(kind, saved.modalities[kind])
+            undo.callback(model.unload_adapter, kind)
+            model.modalities[kind].train(model.training)
+        _check_borrowed(model, saved)
+        _check_fit(_tensors_of(model, saved.modalities, saved.borrowed), tensors, folder / WEIGHTS)
+        _fill(model, new, saved)
+        undo.pop_all()
 
 
-def _check_borrowed(model: "MultimodalModel", borrowed: Mapping[str, Any], folder: Path) -> None:
+def _whole(folder: Path) -> Path:
+    """The folder, or the one that waits in its place after a kill in the middle of `save_adapter`'s exchange."""
+    old = _beside(folder, "old")
+    return old if old.exists() and not folder.exists() else folder
+
+
+def _check_borrowed(model: "MultimodalModel", saved: _Saved) -> None:
     """Raises UserError unless the names give the weights that the adapter was trained on."""
     encoders = _hub_encoders(model)
-    for place, origin in borrowed.items():
+    for place, origin in saved.borrowed.items():
         found, expected = encoders[place].origin if place in encoders else None, origin["sha256"]
         if found is None or found.sha256 != expected:
             now = "incomplete weights" if found is None else found.sha256[:12]
             raise UserError(
-                f"{folder}: was trained on encoder {origin['name']} (sha256 {expected[:12]}), which now has {now}; "
-                "expected the same weights"
+                f"{saved.folder}: was trained on encoder {origin['name']} (sha256 {expected[:12]}), which now has "
+                f"{now}; expected the same weights"
             )
 
 
-@torch.no_grad()
-def _fill(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Copy the tensors into their targets, if they are exactly those that are asked for."""
+def _new_kinds(model: "MultimodalModel", saved: _Saved) -> list[str]:
+    """The modalities of a folder that are to be added; those that the model has must be what new ones build on."""
+    from multimodal.model import modality_class
+
+    new = [kind for kind in saved.modalities if kind not in model.modalities]
+    for kind in (kind for kind in saved.modalities if kind not in new):
+        above = next((other for other in new if kind in getattr(modality_class(other), "builds_on", ())), None)
+        if above is None:
+            raise UserError(
+                f"{saved.folder}: an adapter for {kind}, which the model has already; expected "
+                f"unload_adapter({kind!r}) first"
+            )
+        if not _is_same(model, kind, saved):
+            raise UserError(
+                f"{saved.folder}: its {above} parts build on {kind} parts that differ from the model's; expected the "
+                f"same settings and weights, or unload_adapter({kind!r}) first"
+            )
+    return new
+
+
+def _is_same(model: "MultimodalModel", kind: str, saved: _Saved) -> bool:
+    """Whether a modality of the model has these settings and weights, its own extra tokens among them."""
+    config: Any = model.modalities[kind].config
+    if type(config).from_dict(saved.modalities[kind]).to_dict() != config.to_dict():
+        return False
+    encoders = _hub_encoders(model)
+    for place in (place for place in saved.borrowed if place.startswith(f"modalities.{kind}.")):
+        origin = encoders[place].borrowed if place in encoders else None
+        if origin is None or origin.sha256 != saved.borrowed[place]["sha256"]:
+            return False
+    rows = model.token_rows(kind)
+    for name, target in _tensors_of(model, [kind], saved.borrowed).items():
+        own, found = target.detach().cpu(), saved.tensors.get(name)
+        if found is None or (found.shape, found.dtype) != (own.shape, own.dtype):
+            return False
+        if name == TABLE:
+            own, found = own[rows], found[rows]
+        if not torch.equal(own, found):
+            return False
+    return True
+
+
+def _check_fit(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Refuse tensors other than exactly those that the modalities have."""
     wrong = [f"missing {name}" for name in targets.keys() - tensors.keys()]
     wrong += [f"unknown {name}" for name in tensors.keys() - targets.keys()]
     wrong += [
@@ -195,5 +284,13 @@ def _fill(targets: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], fi
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise UserError(f"{file}: does not fit the configuration: {'; '.join(sorted(wrong)[:10])}{more}")
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+
+
+@torch.no_grad()
+def _fill(model: "MultimodalModel", kinds: Collection[str], saved: _Saved) -> None:
+    """Copy the tensors of some modalities into the model; of the extra tokens their own rows alone."""
+    for name, target in _tensors_of(model, kinds, saved.borrowed).items():
+        if name != TABLE:
+            target.copy_(saved.tensors[name])
+    for row in (row for kind in kinds for row in model.token_rows(kind)):
+        model.decoder.extra_embedding.weight[row] = saved.tensors[TABLE][row]

@@ -121,9 +121,10 @@ def _spread(turn: Turn, sample: Sample, modalities: Mapping[str, Any], placehold
         span = modalities[kind].span(own[positions[number]], token)
         columns[kind].append(len(ids) + span.index(token))
         ids += span
-    for kind, found in columns.items():
-        if len(found) != len(turn.media.get(kind, ())):
-            raise ValueError(f"{len(found)} {kind} placeholders for the media {turn.media[kind]}")
+    for kind, positions in turn.media.items():
+        found = len(columns.get(kind, ()))
+        if found != len(positions):  # also of a kind that was unloaded since the turn was made
+            raise ValueError(f"{found} {kind} placeholders for the media {positions}")
     return _Row([*ids, *turn.answer], len(ids), columns)
 
 

@@ -6,6 +6,7 @@ beside it and reach it through the seam, and the rows of new special tokens live
 Legend: B batch, T positions, D decoder width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -50,8 +51,7 @@ class FrozenDecoder(nn.Module):
         self.vocab_size: int = table.weight.shape[0]
         self.extra_embedding = nn.Embedding(extra_tokens, table.weight.shape[1], device=table.weight.device)
         if not table.weight.is_meta:
-            with torch.no_grad():
-                self.extra_embedding.weight.copy_(_mean_embedding(table, self.vocab_size))
+            self.reset_extra(range(extra_tokens))
             try:
                 _verify(lm, self.seam, self.head)
             except UserError:
@@ -101,6 +101,11 @@ class FrozenDecoder(nn.Module):
         adapter = self.adapters.pop(name)
         self.seam.update_order()
         return adapter
+
+    @torch.no_grad()
+    def reset_extra(self, rows: Sequence[int]) -> None:
+        """Set rows of the extra tokens to what new ones begin with: the mean of the decoder's embeddings."""
+        self.extra_embedding.weight[list(rows)] = _mean_embedding(self.lm.get_input_embeddings(), self.vocab_size)
 
     def release(self) -> Any:
         """Take the hooks off the decoder and return it, bare and still frozen. This object is of no use afterwards."""

@@ -65,10 +65,10 @@ class MultimodalModel(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, decoder: str | None = None, force_decoder: bool = False, device: str = "auto"
     ) -> "MultimodalModel":
-        """Load an adapter folder with the decoder that it names; see `multimodal.adapter_folder.load_adapter`."""
-        from multimodal.adapter_folder import load_adapter
+        """Load an adapter folder with the decoder that it names; see `multimodal.adapter_folder.load_model`."""
+        from multimodal.adapter_folder import load_model
 
-        return load_adapter(Path(folder), decoder=decoder, force_decoder=force_decoder, device=device)
+        return load_model(Path(folder), decoder=decoder, force_decoder=force_decoder, device=device)
 
     def save_pretrained(
         self, folder: str | Path, *, recipe: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
@@ -84,6 +84,8 @@ class MultimodalModel(nn.Module):
         Raises:
             UserError: the kind is unknown or there already, or what it builds on is not there.
         """
+        if kind in self.modalities:
+            raise UserError(f"modality {kind!r} is attached already; expected unload_adapter({kind!r}) first")
         cls = modality_class(kind)
         needed: tuple[str, ...] = getattr(cls, "builds_on", ())
         missing = [name for name in needed if name not in self.modalities]
@@ -93,6 +95,37 @@ class MultimodalModel(nn.Module):
         if modality.joins == "cross-attention":
             self.decoder.attach(kind, modality.adapter)
         self.modalities[kind] = modality
+
+    def load_adapter(self, folder: str | Path, *, force_decoder: bool = False) -> None:
+        """Add the modalities of another folder for the same decoder; see `multimodal.adapter_folder.add_adapter`.
+
+        Example:
+            >>> model = MultimodalModel.from_pretrained("runs/demo-video/adapter")
+            >>> model.load_adapter("runs/demo-asr/adapter")
+        """
+        from multimodal.adapter_folder import add_adapter
+
+        add_adapter(self, Path(folder), force_decoder=force_decoder)
+
+    def unload_adapter(self, kind: str) -> None:
+        """Take a modality off again. What the model says with the others stays the same to the bit.
+
+        Raises:
+            UserError: the modality is not there, or another one builds on it.
+        """
+        if kind not in self.modalities:
+            raise UserError(f"no modality {kind!r} to unload; expected one of {', '.join(self.modalities) or 'none'}")
+        for other, modality in self.modalities.items():
+            if kind in getattr(modality, "builds_on", ()):
+                raise UserError(f"{other!r} builds on modality {kind!r}; expected unload_adapter({other!r}) first")
+        if self.modalities[kind].joins == "cross-attention":
+            self.decoder.detach(kind)
+        self.decoder.reset_extra(self.token_rows(kind))
+        del self.modalities[kind]
+
+    def token_rows(self, kind: str) -> list[int]:
+        """Rows of the decoder's extra tokens that a modality alone reads: its placeholder's, and its marks' if any."""
+        return [MEDIA_KINDS.index(kind), *getattr(self.modalities[kind], "marks", ())]
 
     @property
     def device(self) -> torch.device:

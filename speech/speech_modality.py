@@ -75,6 +75,7 @@ class SpeechModality(nn.Module):
 
     kind = "audio"
     joins = "embeddings"
+    marks = MARKS
 
     def __init__(self, config: SpeechConfig, decoder: FrozenDecoder) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class SpeechModality(nn.Module):
         )
         self.augment: Augment | None = None
         """SpecAugment in training; not on when the model is used."""
-        self.begin, self.end = (decoder.vocab_size + mark for mark in MARKS)
+        self.begin, self.end = (decoder.vocab_size + mark for mark in self.marks)
 
     @classmethod
     def create(cls, config: SpeechConfig | Mapping[str, Any], decoder: FrozenDecoder) -> "SpeechModality":

@@ -39,8 +39,10 @@ def write_clip(
     pictures: Sequence[Image.Image] = (),
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
+    sound: np.ndarray | None = None,
 ) -> Path:
-    """Write one frame for each of `times` (seconds); the file's name says the container."""
+    """Write one frame for each of `times` (seconds), and if given a sound track (mono, 16 kHz, float32); the file's
+    name says the container."""
     with av.open(str(path), "w", container_options=container or {}) as file:
         stream: Any = file.add_stream(codec, rate=25, options=(X264 if codec == "libx264" else {}) | (options or {}))
         stream.width, stream.height, stream.pix_fmt = size[0], size[1], pixels
@@ -51,6 +53,7 @@ def write_clip(
             stream.set_display_rotation(**rotate)
         if shape is not None:
             stream.codec_context.sample_aspect_ratio = shape
+        track: Any = None if sound is None else file.add_stream("aac", rate=16_000, layout="mono")
         for number, time in enumerate(times):
             image = pictures[number] if pictures else picture(number, *size)
             mode = "rgba" if image.mode == "RGBA" else "rgb24"
@@ -58,6 +61,12 @@ def write_clip(
             frame.pts, frame.time_base = int(time / tick), tick
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
+        if sound is not None:
+            for start in range(0, len(sound), 1024):
+                block = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
+                block.sample_rate, block.pts = 16_000, start
+                file.mux(track.encode(block))
+            file.mux(track.encode())
     return path
 
 
