@@ -9,9 +9,11 @@ from pathlib import Path
 from multimodal.data.broken import OnError
 from multimodal.data.buckets import LengthBuckets
 from multimodal.data.order import Order
+from multimodal.data.word_times import WORD_TIMES, read_word_times
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
 from speech.augment import Augment
+from speech.cuttings import cuttings
 from speech.fsdd import connected_digits, is_fsdd
 from speech.spoken_data import spoken_sentences, spoken_translations
 from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, short_prose
@@ -58,6 +60,9 @@ class SpeechDataConfig:
     """FSDD: digits in a row made of the single ones, so many in an epoch beside them."""
     digits: tuple[int, int] = (3, 6)
     """How many digits are in a row."""
+    cuttings: int = 0
+    """Pieces of one to four words, so many in an epoch, of sentences whose word times are beside them in
+    `word_times.tsv` (id, word, start, end)."""
     sentences: int = 20000
     """Built-in sentences in an epoch."""
     translations: int = 0
@@ -132,6 +137,9 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
             found = random.Random(f"share/{seed}").sample(found, max(1, round(data.share * len(found))))
         if data.connected:
             found += connected_digits(found, count=data.connected, seed=seed, digits=(1, data.digits[1]))
+        if data.cuttings:
+            times = read_word_times(Path(data.source).expanduser() / WORD_TIMES)
+            found += cuttings(found, times, count=data.cuttings, seed=seed)
     transcribed = [u for u in found if u.task == "transcribe"]
     chosen = random.Random(f"dialogue/{seed}").sample(transcribed, round(data.dialogue * len(transcribed)))
     return mix([*found, *as_dialogue(chosen)], temperature=data.temperature)

@@ -115,6 +115,30 @@ class JoinedSounds:
         return torch.cat(pieces)
 
 
+@dataclass(frozen=True)
+class CutSound:
+    """A part of a sound, from `start` to `end` in seconds."""
+
+    sound: Sound
+    start: float
+    end: float
+
+    @property
+    def parts(self) -> tuple[Sound, ...]:
+        return (self.sound,)
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+    def waveform(self, rate: int) -> Tensor:
+        return self.join([self.sound.waveform(rate)], rate)
+
+    def join(self, waveforms: Sequence[Tensor], rate: int) -> Tensor:
+        """The part [S] of the whole waveform [S]."""
+        return waveforms[0][round(self.start * rate) : round(self.end * rate)]
+
+
 class SoundMemory:
     """Waveforms that were made once, kept for the next epochs: decoding a file takes a third of a training step.
 
@@ -130,12 +154,12 @@ class SoundMemory:
         self._kept: dict[Sound, Tensor] = {}
 
     def __call__(self, sound: Sound) -> Tensor:
-        """The waveform [S] of a sound; of joined ones the parts are kept. Not to be changed in place.
+        """The waveform [S] of a sound; of those made of others the others are kept. Not to be changed in place.
 
         Raises:
             UserError: as the sound's own `waveform`.
         """
-        if isinstance(sound, JoinedSounds):
+        if isinstance(sound, JoinedSounds | CutSound):
             return sound.join([self(part) for part in sound.parts], self.rate)
         kept = self._kept.get(sound)
         if kept is not None:

@@ -9,8 +9,7 @@ import torch
 
 from multimodal.config import dump
 from multimodal.data.broken import BrokenSamples
-from multimodal.data.tables import read_text, table_cells
-from multimodal.errors import UserError
+from multimodal.data.word_times import WORD_TIMES, WordTimes, read_word_times
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
 from vision.clip import read_clip
@@ -30,8 +29,6 @@ from vision.lip_reading import (
     slot_accuracy,
 )
 from vision.tiling import Augment, Tiling
-
-Spoken = dict[str, list[tuple[str, float, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +54,6 @@ class LipReadingConfig:
     """Go on from the newest checkpoint of the run folder."""
 
 
-def read_word_times(path: Path) -> Spoken:
-    """Words with start and end in seconds, by clip, from `word_times.tsv` (id, word, start_s, end_s).
-
-    Raises:
-        UserError: no such file, or a line that is not of four cells with numbers.
-    """
-    spoken: Spoken = defaultdict(list)
-    for line, cells in table_cells(read_text(path, expected="expected the word times of GRID"))[1:]:
-        try:
-            name, word, start, end = (cell.strip() for cell in cells)
-            spoken[name].append((WORDS[WORDS.index(word)], float(start), float(end)))
-        except ValueError:
-            raise UserError(f"{path}, line {line}: found {cells}; expected id, word of GRID, start and end") from None
-    return spoken
-
-
 class LipFrames:
     """Clips as frames with labels.
 
@@ -85,7 +66,7 @@ class LipFrames:
     def __init__(
         self,
         clips: list[QuestionedClip],
-        spoken: Spoken,
+        spoken: WordTimes,
         tiling: Tiling,
         *,
         frames: int,
@@ -143,7 +124,7 @@ def pretrain_lip_encoder(config: LipReadingConfig) -> TrainResult:
     encoder = ImageEncoder(config.encoder)
     task = FrameWordTask(encoder, width=config.head_width)
     tiling = Tiling(encoder.tile_size, 1, True, encoder.pixel_mean, encoder.pixel_std)
-    spoken = read_word_times(config.source / "word_times.tsv")
+    spoken = read_word_times(config.source / WORD_TIMES, words=WORDS)
     augment = Augment(flip=config.flip, crop_scale=config.crop_scale)
     data, dev = (
         LipFrames(

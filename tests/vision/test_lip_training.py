@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from multimodal.errors import UserError
+from multimodal.data.word_times import read_word_times
 from tests.tiny_models import ENCODER, clip_file, train_config
 from vision.clip_layouts import read_clips
-from vision.clip_motion import neighbours_as_colours
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import ENCODER_FILE
 from vision.image_modality import EncoderOptions
 from vision.lip_reading import WORDS, FrameWordTask, collate_frames, frame_labels, slot_accuracy
-from vision.lip_training import LipFrames, LipReadingConfig, pretrain_lip_encoder, read_word_times
+from vision.lip_training import LipFrames, LipReadingConfig, pretrain_lip_encoder
 from vision.tiling import Tiling
 
 SENTENCES = {
@@ -87,14 +85,3 @@ def test_an_encoder_is_trained_and_saved(grid: Path, tmp_path: Path) -> None:
     result = pretrain_lip_encoder(config)
     assert {"colour_accuracy", "letter_accuracy", "frame_accuracy"} <= result.metrics.keys()
     ImageEncoder(ImageEncoderConfig(**ENCODER)).load_state_dict(load_file(tmp_path / "run" / "encoder" / ENCODER_FILE))
-
-
-def test_bad_times_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "t.tsv").write_text("id\tword\tstart_s\tend_s\na\tbin\t0\n")
-    with pytest.raises(UserError, match=r"t\.tsv, line 2: .*expected id, word of GRID, start and end"):
-        read_word_times(tmp_path / "t.tsv")
-
-
-def test_neighbours_are_the_colours() -> None:
-    frames = [Image.new("RGB", (4, 4), (value,) * 3) for value in (10, 20, 30)]
-    assert [p.getpixel((0, 0)) for p in neighbours_as_colours(frames)] == [(10, 10, 20), (10, 20, 30), (20, 30, 30)]
