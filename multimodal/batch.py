@@ -70,9 +70,14 @@ class Batch:
     teacher: "Batch | None" = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        text = (t.to(device) for t in (self.input_ids, self.attention_mask, self.targets))
-        media = {kind: m.to(device) for kind, m in self.media.items()}
-        return Batch(*text, media, self.taught, None if self.teacher is None else self.teacher.to(device))
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            targets=self.targets.to(device),
+            media={kind: m.to(device) for kind, m in self.media.items()},
+            teacher=None if self.teacher is None else self.teacher.to(device),
+        )
 
 
 def length_groups(lengths: Sequence[int], *, least: int = 512) -> list[list[int]]:

@@ -115,7 +115,7 @@ def decode(slots: Slots, votes: Sequence[Vote]) -> list[Sentence]:
     for slot, words in slots.items():
         parts_RW = [vote.weight * vote.expert(slot, vote.rows, said) for vote in votes if vote.weight]
         best = torch.stack(parts_RW).sum(0).argmax(1).tolist()
-        said = [(*before, words[i]) for before, i in zip(said, best, strict=True)]
+        said = [(*before, words[int(i)]) for before, i in zip(said, best, strict=True)]
     return said
 
 
