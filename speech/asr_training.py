@@ -57,7 +57,7 @@ class AsrConfig:
     ctc: StageConfig = field(default_factory=StageConfig)
     """The encoder alone learns to spell, before it meets the decoder."""
     ctc_unit: CTCUnit = "character"
-    """What it learns to write; words suit sets that have few of them."""
+    """What it learns to write; words are for sets that have few of them, each often."""
     adapter_only: StageConfig = field(default_factory=StageConfig)
     """The adapter learns while the encoder stands still."""
     dialogue_loss: DialogueLoss = "cross-entropy"
