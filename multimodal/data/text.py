@@ -139,7 +139,7 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str], *, writers: 
 
     Args:
         examples: sentences.
-        writers: of more sentences, such as will be spoken; they get a third of what is no word salad.
+        writers: of more sentences, such as will be spoken; a quarter of the texts is theirs.
 
     Raises:
         UserError: there are no sentences.
