@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.sidedata.sidedata import SideData
     from av.stream import Stream
+    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 EXPECTED = "expected a video (MP4, WebM, MKV, AVI, GIF), a picture or a folder of pictures"
@@ -77,7 +78,8 @@ def read_video(file: BinaryIO, *, name: str, count: int, threads: int = 0) -> Cl
     with _open(file, name) as container:
         stream = _video_stream(container, name, threads)
         decoded = enumerate(islice(_Decoder(container, stream), wanted[-1] + 1))
-        frames = {number: _picture(frame, stream) for number, frame in decoded if number in wanted}
+        converter = _converter()
+        frames = {number: _picture(frame, stream, converter) for number, frame in decoded if number in wanted}
     return timeline.clip(frames, note=note)
 
 
@@ -208,6 +210,7 @@ def _frames_by_seeking(
     from av.error import FFmpegError
 
     pictures: dict[int, Image.Image] = {}
+    converter = _converter()
     decoded: Iterator[VideoFrame] = iter(())
     shown: VideoFrame | None = None
     ahead: VideoFrame | None = None
@@ -228,7 +231,7 @@ def _frames_by_seeking(
             shown, ahead = ahead, next(decoded, None)
         if shown is None or shown.pts != pts:
             return None
-        pictures[number] = _picture(shown, stream)
+        pictures[number] = _picture(shown, stream, converter)
     return pictures
 
 
@@ -256,7 +259,14 @@ def _fill(times: list[Fraction | None], usual: Fraction) -> list[Fraction]:
     return sorted(filled)
 
 
-def _picture(frame: "VideoFrame", stream: "VideoStream") -> Image.Image:
+def _converter() -> "VideoReformatter":
+    """Of pixel formats. One for all frames of a clip: to make one for each takes ten times as long as the frame."""
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()
+
+
+def _picture(frame: "VideoFrame", stream: "VideoStream", converter: "VideoReformatter") -> Image.Image:
     """RGB with square pixels, at most `FRAME_PIXELS` of them, upright."""
     wide, high = float(frame.width * (stream.sample_aspect_ratio or 1)), float(frame.height)
     shrink = min(1.0, sqrt(FRAME_PIXELS / (wide * high)))
@@ -267,7 +277,7 @@ def _picture(frame: "VideoFrame", stream: "VideoStream") -> Image.Image:
     if any(component.is_alpha for component in frame.format.components):
         picture = open_picture(cast(np.ndarray, scaled.to_ndarray(format="rgba")))
     else:
-        picture = scaled.to_image()
+        picture = converter.reformat(scaled, format="rgb24").to_image()
     turn = _UPRIGHT.get(_display_matrix(frame))
     return picture if turn is None else picture.transpose(turn)
 
