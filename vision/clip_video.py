@@ -260,7 +260,7 @@ def _fill(times: list[Fraction | None], usual: Fraction) -> list[Fraction]:
 
 
 def _converter() -> "VideoReformatter":
-    """Of pixel formats. One for all frames of a clip: to make one for each takes ten times as long as the frame."""
+    """Of pixel formats. One for all frames of a clip, and no threads: both took many times as long as a small frame."""
     from av.video.reformatter import VideoReformatter
 
     return VideoReformatter()
@@ -277,7 +277,7 @@ def _picture(frame: "VideoFrame", stream: "VideoStream", converter: "VideoReform
     if any(component.is_alpha for component in frame.format.components):
         picture = open_picture(cast(np.ndarray, scaled.to_ndarray(format="rgba")))
     else:
-        picture = converter.reformat(scaled, format="rgb24").to_image()
+        picture = converter.reformat(scaled, format="rgb24", threads=1).to_image()
     turn = _UPRIGHT.get(_display_matrix(frame))
     return picture if turn is None else picture.transpose(turn)
 

@@ -82,7 +82,7 @@ class LipFrames:
 
     def sample(self, index: int, rng: random.Random) -> LabelledFrames | None:
         asked = self.clips[index]
-        clip = self.broken.read(lambda: read_clip(asked.clip, count=self.frames), id=asked.name)
+        clip = self.broken.read(lambda: read_clip(asked.clip, count=self.frames, threads=1), id=asked.name)
         if clip is None:
             return None
         pictures = list(clip.frames)
