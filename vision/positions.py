@@ -9,6 +9,7 @@ Legend: T tiles of the batch, R tile rows, L tokens of a tile (class token first
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,6 +52,21 @@ def tile_rows(grids: Sequence[Grid], max_tiles: int) -> list[int]:
     return rows
 
 
+def sine_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of the row and of the column of each patch [side * side, width], periods from two tiles down
+    to two patches; what `width` has beyond a multiple of 4 is 0.
+
+    A position has the size of what the stem says of a patch. Learnt from small random vectors it stays a sixth of that
+    and fades layer by layer (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k", also start from sines).
+    """
+    waves = width // 4
+    rates = math.pi / side * side ** (torch.arange(waves) / max(1, waves - 1))
+    angles = torch.arange(side)[:, None] * rates
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # side, width // 2
+    grid = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], dim=2)
+    return F.pad(grid.flatten(0, 1), (0, width - 4 * waves))
+
+
 def resize_positions(table_RLD: Tensor, side: int) -> Tensor:
     """Resize the patch grid of position tables to `side` x `side`, bilinear with aligned corners; the class row is
     kept (spec A2.4).
@@ -90,7 +106,8 @@ class GatedPositions(nn.Module):
         self.max_tiles = max_tiles
         self.side = side
         length = side * side + 1
-        self.local_LD = nn.Parameter(torch.randn(length, width) * width**-0.5)
+        class_1D = torch.randn(1, width) * width**-0.5
+        self.local_LD = nn.Parameter(torch.cat([class_1D, sine_positions(side, width)]))
         self.tiled_RLD = nn.Parameter(torch.empty(tile_row_count(max_tiles), length, width))
         self.gate = TanhGate()
         self.stretch_local_()

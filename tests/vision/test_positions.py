@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from multimodal.errors import UserError
-from vision.positions import GatedPositions, GatedTileEmbedding, resize_positions, tile_row_count, tile_rows
+from vision.positions import (
+    GatedPositions,
+    GatedTileEmbedding,
+    resize_positions,
+    sine_positions,
+    tile_row_count,
+    tile_rows,
+)
 
 GRIDS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
 
@@ -33,6 +40,21 @@ def test_gates_start_closed_and_open() -> None:
         embedding.gate.weight.fill_(20.0)
     torch.testing.assert_close(positions(rows), positions.tiled_RLD[rows])
     torch.testing.assert_close(embedding(x, rows), x + embedding.table_RD[rows].unsqueeze(1))
+
+
+@pytest.mark.parametrize(("side", "width"), [(8, 128), (4, 16), (3, 10)])
+def test_a_patch_can_be_told_from_its_first_position(side: int, width: int) -> None:
+    """No two alike, near ones nearer, rows apart from columns, and of the size of what they are added to."""
+    grid = sine_positions(side, width).unflatten(0, (side, side))
+    points = grid.flatten(0, 1)
+    distances = torch.cdist(points, points)
+    assert distances.fill_diagonal_(9.0).min() > 0.1
+    assert (grid[0, 0] - grid[0, 1]).norm() <= (grid[0, 0] - grid[0, side - 1]).norm() + 1e-4
+    half = width // 4 * 2
+    assert torch.equal(grid[..., :half], grid[:, :1, :half].expand(-1, side, -1))
+    assert torch.equal(grid[..., half : 2 * half], grid[:1, :, half : 2 * half].expand(side, -1, -1))
+    assert points[:, : 2 * half].square().mean().item() == pytest.approx(0.5, abs=1e-3)
+    assert torch.equal(GatedPositions(max_tiles=4, side=side, width=width).local_LD[1:], points)
 
 
 def test_tiled_table_is_the_local_one_stretched_over_the_canvas() -> None:
