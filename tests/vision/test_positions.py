@@ -42,14 +42,14 @@ def test_gates_start_closed_and_open() -> None:
     torch.testing.assert_close(embedding(x, rows), x + embedding.table_RD[rows].unsqueeze(1))
 
 
-@pytest.mark.parametrize(("side", "width"), [(8, 128), (4, 16), (3, 10)])
+@pytest.mark.parametrize(("side", "width"), [(8, 128), (4, 32), (6, 30)])
 def test_a_patch_can_be_told_from_its_first_position(side: int, width: int) -> None:
     """No two alike, near ones nearer, rows apart from columns, and of the size of what they are added to."""
     grid = sine_positions(side, width).unflatten(0, (side, side))
     points = grid.flatten(0, 1)
     distances = torch.cdist(points, points)
     assert distances.fill_diagonal_(9.0).min() > 0.1
-    assert (grid[0, 0] - grid[0, 1]).norm() <= (grid[0, 0] - grid[0, side - 1]).norm() + 1e-4
+    assert (grid[0, 0] - grid[0, 1]).norm() < (grid[0, 0] - grid[0, side - 1]).norm()
     half = width // 4 * 2
     assert torch.equal(grid[..., :half], grid[:, :1, :half].expand(-1, side, -1))
     assert torch.equal(grid[..., half : 2 * half], grid[:1, :, half : 2 * half].expand(side, -1, -1))
