@@ -91,11 +91,12 @@ def is_right(prediction: str, answers: Sequence[str]) -> bool:
 
 def word_f1(prediction: str, answers: Sequence[str]) -> float:
     """A soft match, 0 to 1: F1 of the words that prediction and answer share (`caption_tokens`, without articles), for
-    the answer that fits best. As in SQuAD; unlike WUPS it needs no WordNet and gives no credit for related words."""
-    return max((_word_f1(_content_words(prediction), _content_words(answer)) for answer in answers), default=0.0)
+    the answer that fits best. As in SQuAD; unlike WUPS (`multimodal.wups`) it gives no credit for related words."""
+    return max((_word_f1(content_words(prediction), content_words(answer)) for answer in answers), default=0.0)
 
 
-def _content_words(text: str) -> Counter[str]:
+def content_words(text: str) -> Counter[str]:
+    """The words of an answer (`caption_tokens`) without articles, and how often each is there."""
     return Counter(word for word in caption_tokens(text) if word not in ("a", "an", "the"))
 
 

@@ -12,12 +12,18 @@ from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.metrics import Evaluation, is_right, with_controls, word_f1
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
+from multimodal.wordnet import find_wordnet
+from multimodal.wups import Likeness, wups
 from vision.clip_frames import ClipFrames
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
 
 REVERSED, MIDDLE = "reversed", "middle_frame"
 TIME_KINDS = ("direction", "order")
 """Kinds of question whose answers are other ones when the clip is played backwards."""
+
+
+WUPS = {"wups_0.9": 0.9, "wups_0.0": 0.0}
+"""The two thresholds with which WUPS is published."""
 
 
 class ClipSamples:
@@ -105,8 +111,11 @@ def answer_clips(
     return model.generate_all(samples, batch_size=batch_size, **options)
 
 
-def score_answers(texts: Sequence[str], asked: Sequence[AskedClip], *, name: str = "accuracy") -> Mapping[str, float]:
-    """Exact match, in all (`name`) and by kind where there are several, and the soft match (`word_f1`)."""
+def score_answers(
+    texts: Sequence[str], asked: Sequence[AskedClip], *, name: str = "accuracy", likeness: Likeness | None = None
+) -> Mapping[str, float]:
+    """Exact match, in all (`name`) and by kind where there are several; of open answers ("accuracy") the soft matches,
+    too: `soft_match`, which is F1 of words, and WUPS where there is a `likeness`."""
     right = [is_right(text, one.question.right) for text, one in zip(texts, asked, strict=True)]
     scores = {name: sum(right) / len(right)}
     kinds = sorted({one.question.kind for one in asked})
@@ -114,9 +123,15 @@ def score_answers(texts: Sequence[str], asked: Sequence[AskedClip], *, name: str
         for kind in kinds:
             own = [good for good, one in zip(right, asked, strict=True) if one.question.kind == kind]
             scores[f"{name}_{kind}"] = sum(own) / len(own)
-    if name == "accuracy":
-        soft = [word_f1(text, one.question.right) for text, one in zip(texts, asked, strict=True)]
-        scores["soft_match"] = sum(soft) / len(soft)
+    if name != "accuracy":
+        return scores
+    matches: dict[str, Callable[[str, Sequence[str]], float]] = {"soft_match": word_f1}
+    if likeness is not None:
+        matches |= {key: functools.partial(wups, likeness=likeness, threshold=low) for key, low in WUPS.items()}
+    for match, score in matches.items():
+        scores[match] = sum(score(text, one.question.right) for text, one in zip(texts, asked, strict=True)) / len(
+            texts
+        )
     return scores
 
 
@@ -129,14 +144,19 @@ def evaluate_clips(
     batch_size: int = 16,
     **options: Any,
 ) -> Evaluation[AskedClip]:
-    """Answers beside four controls: another clip, a blank one, one middle frame repeated, frames in reverse order."""
+    """Answers beside four controls: another clip, a blank one, one middle frame repeated, frames in reverse order.
+
+    WUPS is among the scores where this machine has WordNet (`multimodal.wordnet.find_wordnet`).
+    """
     model.eval()
+    wordnet = find_wordnet()
+    likeness = None if wordnet is None else Likeness(wordnet)
 
     def answer(media_from: Sequence[int | None] | None = None, **change: Change) -> list[str]:
         return answer_clips(model, asked, media_from, **change, batch_size=batch_size, **options)  # type: ignore[arg-type]
 
     return with_controls(
-        lambda texts, samples: score_answers(texts, samples, name=name),
+        lambda texts, samples: score_answers(texts, samples, name=name, likeness=likeness),
         lambda _, media_from: answer(media_from),
         asked,
         random.Random(f"controls/{seed}"),

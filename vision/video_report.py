@@ -12,12 +12,14 @@ from multimodal.report import (
     Answer,
     Card,
     DecoderProof,
+    Fact,
     Headline,
     Report,
     ScoreRow,
     image_media,
     run_facts,
 )
+from multimodal.wordnet import find_wordnet
 from vision.clip import read_clip
 from vision.clip_sampling import Clip
 from vision.film_strip import draw_film_strip, stack_strips
@@ -28,6 +30,8 @@ LABELS = {
     "accuracy": "open questions answered exactly",
     "choice_accuracy": "multiple choice, by letter",
     "soft_match": "words in common with the answer, F1",
+    "wups_0.9": "WUPS at 0.9",
+    "wups_0.0": "WUPS at 0",
 }
 
 
@@ -141,5 +145,14 @@ def video_report(
         cards=cards,
         cards_note=cards_note,
         decoder=decoder,
-        facts=run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb),
+        facts=(*run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb), _soft_match()),
+    )
+
+
+def _soft_match() -> Fact:
+    """Which soft matches this machine can compute."""
+    wordnet = find_wordnet()
+    return Fact(
+        "Soft match",
+        "F1 of words; no WordNet for WUPS" if wordnet is None else f"F1 of words, WUPS over {wordnet.name}",
     )

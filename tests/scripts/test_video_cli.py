@@ -7,6 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from multimodal.wordnet import PLACE
+from tests.multimodal.made_wordnet import write_wordnet
 from tests.scripts.conftest import Cli
 from tests.tiny_models import ENCODER, ask, clip_file, picture, tiny_video_model
 
@@ -104,13 +106,18 @@ def test_training_writes_numbers_and_resumes(cli: Cli, tmp_path: Path, recipe: P
     assert cli("train_video_qa", *flags, "--resume").status == 0
 
 
-def test_evaluation_writes_the_score_and_every_control(cli: Cli, tmp_path: Path, adapter: Path) -> None:
+def test_evaluation_writes_the_score_and_every_control(
+    cli: Cli, tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wordnet(tmp_path / "wordnet")
+    monkeypatch.setenv(PLACE, str(tmp_path / "wordnet"))
     flags = ["--adapter", adapter, "--count", 4, "--cards", 1, "--choice", "--max-new-tokens", 4, "--device", "cpu"]
     ended = cli("evaluate_video", *flags, "--run-dir", tmp_path / "e")
     assert ended.status == 0, ended
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert {"accuracy", "accuracy_shuffled", "accuracy_reversed", "choice_accuracy"} <= metrics.keys()
-    assert metrics["questions"] == 4 and (tmp_path / "e" / "report.html").is_file()
+    assert {"wups_0.9", "wups_0.0_blank"} <= metrics.keys() and metrics["questions"] == 4
+    assert "WUPS over WordNet 9.9" in (tmp_path / "e" / "report.html").read_text()
 
 
 def test_the_demo_writes_every_number_and_a_page(cli: Cli, tmp_path: Path, recipe: Path) -> None:

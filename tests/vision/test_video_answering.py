@@ -7,6 +7,8 @@ import pytest
 from multimodal.errors import UserError
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
+from multimodal.wups import Likeness
+from tests.multimodal.made_wordnet import MadeTaxonomy
 from tests.tiny_models import ask, clip_file, tiny_video_model
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.video_answering import (
@@ -68,6 +70,16 @@ def test_scores_count_every_right_answer(clips: list[QuestionedClip]) -> None:
     assert (scores["accuracy_direction"], scores["accuracy_bounces"]) == (1.0, 0.5)
     assert scores["soft_match"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert set(score_answers(["b"], asked[:1], name="choice_accuracy")) == {"choice_accuracy"}
+
+
+def test_related_words_count_where_there_is_a_taxonomy(clips: list[QuestionedClip]) -> None:
+    asked = [AskedClip(clips[0].clip, "a", ClipQuestion("", "Who?", answer)) for answer in ("dog", "dog", "cat")]
+    said, likeness = ["a hound", "a cat", "a hammer"], Likeness(MadeTaxonomy())
+    plain, soft = score_answers(said, asked), score_answers(said, asked, likeness=likeness)
+    assert soft.keys() - plain.keys() == {"wups_0.9", "wups_0.0"} and plain["soft_match"] == 0
+    alike = [1, likeness.words("dog", "cat"), likeness.words("cat", "hammer")]
+    assert soft["wups_0.0"] == pytest.approx(sum(alike) / 3)
+    assert soft["wups_0.9"] == pytest.approx((1 + 0.1 * alike[1] + 0.1 * alike[2]) / 3)
 
 
 def test_reversed_answers_are_counted_both_ways(clips: list[QuestionedClip]) -> None:
