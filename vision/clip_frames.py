@@ -83,5 +83,7 @@ class ClipBatch:
 def join_features(clips: Iterable[ImageFeatures]) -> ImageFeatures:
     """Features of all frames of all clips, end to end."""
     found = list(clips)
+    if len(found) == 1:
+        return found[0]  # joining would copy
     lengths = tuple(length for features in found for length in features.lengths)
     return ImageFeatures(torch.cat([features.tokens for features in found]), lengths)

@@ -185,16 +185,7 @@ class VideoModality(nn.Module):
         """
         if clip.encoded:
             return clip.features()
-        encoder, device = self.image.encoder, clip.times.device
-        training, step = encoder.training, self.config.frames_at_once
-        encoder.eval()
-        try:
-            with autocast(device, resolve_precision("auto", device)):
-                starts = range(0, len(clip), step)
-                parts = [encoder(clip.tile_batch(start, start + step)) for start in starts]
-        finally:
-            encoder.train(training)
-        features = join_features(ImageFeatures(part.tokens.to(KEPT_DTYPE), part.lengths) for part in parts)
+        features = self._encode_tiles(clip)
         if self.cache is not None and clip.key:
             self.cache.store(
                 clip.key,
@@ -206,6 +197,24 @@ class VideoModality(nn.Module):
                 },
             )
         return features
+
+    def _encode_tiles(self, clip: ClipFrames) -> ImageFeatures:
+        """`frames_at_once` by `frames_at_once`, written into their place: of more frames nothing but the features is
+        held (spec A5.5), and these once."""
+        encoder, device = self.image.encoder, clip.times.device
+        lengths = tuple(rows * columns * encoder.tokens_per_tile for rows, columns in clip.grids)
+        tokens_NC = torch.empty(sum(lengths), encoder.feature_dim, dtype=KEPT_DTYPE, device=device)
+        training, step, done = encoder.training, self.config.frames_at_once, 0
+        encoder.eval()
+        try:
+            with autocast(device, resolve_precision("auto", device)):
+                for start in range(0, len(clip), step):
+                    part_NC = encoder(clip.tile_batch(start, start + step)).tokens
+                    tokens_NC[done : done + len(part_NC)] = part_NC
+                    done += len(part_NC)
+        finally:
+            encoder.train(training)
+        return ImageFeatures(tokens_NC, lengths)
 
     def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
         """Keys and values of a batch of clips, for the video layers and, if the settings say so, the image layers."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from multimodal.batch import Sample
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
+from tests.allocated import peak_allocated
 from tests.tiny_models import CONFIG, TILE, VIDEO, ask, clip_file, open_gates, picture, tiny_model, tiny_video_model
 from vision.clip_frames import ClipFrames
 from vision.image_adapter import ImageAdapterConfig
@@ -28,8 +30,8 @@ def video(model: MultimodalModel) -> VideoModality:
     return modality
 
 
-def frames(count: int, *, seed: int = 0) -> list[Image.Image]:
-    return [picture(seed=50 * seed + i) for i in range(count)]
+def frames(count: int, *, seed: int = 0, size: int = TILE) -> list[Image.Image]:
+    return [picture(size, size, seed=50 * seed + i) for i in range(count)]
 
 
 @torch.no_grad()
@@ -166,6 +168,21 @@ def test_frames_are_encoded_alike_however_many_at_once() -> None:
     one.config = replace(one.config, frames_at_once=2)
     torch.testing.assert_close(one.encode(item).tokens, whole.tokens, atol=1e-2, rtol=1e-2)
     assert whole.lengths == (5,) * 6
+
+
+def test_memory_grows_with_the_features_that_are_kept_and_not_with_the_frames() -> None:
+    one = video(tiny_video_model(replace(VIDEO, frames=64)))
+    clips = [one.prepare(frames(1, size=2 * TILE) * count) for count in (32, 64)]
+    few, many = (one.encode(clip).tokens.nbytes for clip in clips)
+    assert one.encode(clips[1]).lengths == (4 * 5,) * 64 and many == 2 * few
+
+    def growth(at_once: int) -> int:
+        one.config = replace(one.config, frames_at_once=at_once)
+        short, long = (peak_allocated(partial(one.encode, clip)) for clip in clips)
+        return long - short
+
+    assert growth(4) == pytest.approx(many - few, rel=0.05)
+    assert growth(64) > 10 * (many - few)  # else the test would show nothing
 
 
 def test_encoding_is_in_eval_mode_and_leaves_the_mode_alone() -> None:
