@@ -135,6 +135,14 @@ class DecoderProof:
         """Same weights and exactly the same logits."""
         return self.sha256_before == self.sha256_after and self.text_logits_max_abs_diff == 0.0
 
+    def metrics(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        return {
+            "text_logits_max_abs_diff": self.text_logits_max_abs_diff,
+            "decoder_sha256_before": self.sha256_before,
+            "decoder_sha256_after": self.sha256_after,
+        }
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -160,26 +168,40 @@ class Report:
     facts: tuple[Fact, ...] = ()
 
 
-def run_facts(
-    *, seed: int, seconds: float, peak_memory_mb: float, device: str = "cpu", command: str | None = None
-) -> tuple[Fact, ...]:
-    """What it takes to repeat a run (command: by default this process's), and what it cost."""
-    command = command if command is not None else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    machine = f"{platform.system()} {platform.machine()}, {cores} CPU cores" + (
-        "" if device == "cpu" else f", {device}"
-    )
-    versions = [f"Python {platform.python_version()}"]
-    versions += [f"{name} {metadata.version(name)}" for name in _VERSIONS_OF]
-    return (
-        Fact("Command", command, code=True),
-        Fact("Seed", str(seed)),
-        Fact("Revision", git_revision() or "not from a git clone", code=True),
-        Fact("Machine", machine),
-        Fact("Versions", ", ".join(versions)),
-        Fact("Time", f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"),
-        Fact("Peak memory", f"{peak_memory_mb:,.0f} MB"),
-    )
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """The run that a report is about: what it is called, what it takes to repeat it, and what it cost.
+
+    Attributes:
+        command: None = that of this process.
+    """
+
+    title: str
+    subtitle: str = ""
+    seed: int
+    seconds: float
+    peak_memory_mb: float
+    device: str = "cpu"
+    command: str | None = None
+
+    def lines(self) -> tuple[Fact, ...]:
+        """The facts as the page shows them, with revision, machine and versions."""
+        command = self.command if self.command is not None else " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        machine = f"{platform.system()} {platform.machine()}, {cores} CPU cores" + (
+            "" if self.device == "cpu" else f", {self.device}"
+        )
+        versions = [f"Python {platform.python_version()}"]
+        versions += [f"{name} {metadata.version(name)}" for name in _VERSIONS_OF]
+        return (
+            Fact("Command", command, code=True),
+            Fact("Seed", str(self.seed)),
+            Fact("Revision", git_revision() or "not from a git clone", code=True),
+            Fact("Machine", machine),
+            Fact("Versions", ", ".join(versions)),
+            Fact("Time", f"{self.seconds:.0f} s" if self.seconds < 120 else f"{self.seconds / 60:.1f} min"),
+            Fact("Peak memory", f"{self.peak_memory_mb:,.0f} MB"),
+        )
 
 
 def render(report: Report) -> str:

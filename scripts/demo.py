@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
 from vision.caption_report import caption_cards, caption_report
@@ -49,14 +49,16 @@ def main() -> None:
     memory = peak_memory_mb(model.device)
     shown = random.Random(config.train.seed).sample(range(config.held_out), min(config.cards, config.held_out))
     report = caption_report(
-        title="Captions of scenes with unseen combinations",
-        subtitle="An image adapter trained on built-in scenes; the decoder below it is frozen.",
         evaluations=evaluations,
         cards=caption_cards(model, evaluations, shown),
         cards_note=f"{len(shown)} of {config.held_out} held-out scenes, chosen by seed {config.train.seed}",
-        seed=config.train.seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=memory,
+        run=RunFacts(
+            title="Captions of scenes with unseen combinations",
+            subtitle="An image adapter trained on built-in scenes; the decoder below it is frozen.",
+            seed=config.train.seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=memory,
+        ),
         charts=(Chart("Training loss per answer token", (curve_from_log(config.run_dir / "initial" / "log.jsonl"),)),),
         decoder=proof,
     )
@@ -65,9 +67,7 @@ def main() -> None:
         config.run_dir / "metrics.json",
         metrics
         | {
-            "text_logits_max_abs_diff": proof.text_logits_max_abs_diff,
-            "decoder_sha256_before": proof.sha256_before,
-            "decoder_sha256_after": proof.sha256_after,
+            **proof.metrics(),
             "train_seconds": result.seconds,
             "total_seconds": time.perf_counter() - started,
             "samples_per_second": result.samples_per_second,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
 from scripts.spoken_texts import ALL_WRITERS
@@ -41,14 +41,16 @@ def main() -> None:
     shown = random.Random(config.train.seed).sample(range(count), min(config.cards, count))
     stages = [stage for stage in ("ctc", "adapter_only", "joint") if (config.run_dir / stage / "log.jsonl").exists()]
     report = asr_report(
-        title="Speech recognition: unseen sentences in unseen voices",
-        subtitle="A speech encoder and adapter trained on built-in sentences; the decoder behind them is frozen.",
         scores=result.scores,
         cards=speech_cards(model, main_set, shown),
         cards_note=f"{len(shown)} of {count} held-out utterances, chosen by seed {config.train.seed}",
-        seed=config.train.seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=memory,
+        run=RunFacts(
+            title="Speech recognition: unseen sentences in unseen voices",
+            subtitle="A speech encoder and adapter trained on built-in sentences; the decoder behind them is frozen.",
+            seed=config.train.seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=memory,
+        ),
         goals=GOALS,
         charts=tuple(
             Chart(f"Training loss, stage {stage}", (curve_from_log(config.run_dir / stage / "log.jsonl"),))
@@ -58,9 +60,7 @@ def main() -> None:
     )
     write_report(config.run_dir / "report.html", report)
     facts = {
-        "text_logits_max_abs_diff": proof.text_logits_max_abs_diff,
-        "decoder_sha256_before": proof.sha256_before,
-        "decoder_sha256_after": proof.sha256_after,
+        **proof.metrics(),
         "train_seconds": result.trained.seconds,
         "total_seconds": time.perf_counter() - started,
         "peak_memory_mb": memory,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
 from vision.video_report import video_cards, video_report
@@ -48,23 +48,23 @@ def main() -> None:
     memory = peak_memory_mb(model.device)
     shown = random.Random(seed).sample(range(config.held_out), min(config.cards, config.held_out))
     report = video_report(
-        title="Questions about clips with unseen combinations",
-        subtitle="A video adapter trained on built-in clips; the image parts and the decoder below it are frozen.",
         evaluations=evaluations,
         metrics=metrics,
         cards=video_cards(model, evaluations, shown),
         cards_note=f"{len(shown)} of {config.held_out} held-out clips, chosen by seed {seed}",
-        seed=seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=memory,
+        run=RunFacts(
+            title="Questions about clips with unseen combinations",
+            subtitle="A video adapter trained on built-in clips; the image parts and the decoder below it are frozen.",
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=memory,
+        ),
         charts=(Chart("Training loss per answer token", (curve_from_log(config.run_dir / "answer" / "log.jsonl"),)),),
         decoder=proof,
     )
     write_report(config.run_dir / "report.html", report)
     facts = {
-        "text_logits_max_abs_diff": proof.text_logits_max_abs_diff,
-        "decoder_sha256_before": proof.sha256_before,
-        "decoder_sha256_after": proof.sha256_after,
+        **proof.metrics(),
         "train_seconds": result.seconds,
         "total_seconds": time.perf_counter() - started,
         "samples_per_second": result.samples_per_second,

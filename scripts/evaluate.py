@@ -13,7 +13,7 @@ from multimodal.config import parse
 from multimodal.errors import run_cli
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
 from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
@@ -84,13 +84,15 @@ def main() -> None:
         range(len(evaluations[0].samples)), min(config.cards, len(evaluations[0].samples))
     )
     report = caption_report(
-        title=f"Captions of {config.source}, {config.split} split",
         evaluations=evaluations,
         cards=caption_cards(model, evaluations, shown, pictures=pictures),
         cards_note=f"{len(shown)} pictures chosen by seed {config.seed}",
-        seed=config.seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=peak_memory_mb(model.device),
+        run=RunFacts(
+            title=f"Captions of {config.source}, {config.split} split",
+            seed=config.seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=peak_memory_mb(model.device),
+        ),
     )
     write_report(config.run_dir / "report.html", report)
     lines = (

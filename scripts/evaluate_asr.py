@@ -12,7 +12,7 @@ from pathlib import Path
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
 from scripts.spoken_texts import ALL_WRITERS
 from speech.asr import all_metrics, evaluate_sets
@@ -58,13 +58,15 @@ def main() -> None:
     count = len(scores[""].evaluation.samples)
     shown = random.Random(config.seed).sample(range(count), min(config.cards, count))
     report = asr_report(
-        title=f"Speech recognition of {config.data.source}",
         scores=scores,
         cards=speech_cards(model, scores[""], shown),
         cards_note=f"{len(shown)} of {count} utterances, chosen by seed {config.seed}",
-        seed=config.seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=peak_memory_mb(model.device),
+        run=RunFacts(
+            title=f"Speech recognition of {config.data.source}",
+            seed=config.seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=peak_memory_mb(model.device),
+        ),
     )
     write_report(config.run_dir / "report.html", report)
     facts = {"beams": config.beams, "seed": config.seed, "utterances": count}

@@ -12,7 +12,7 @@ from pathlib import Path
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
-from multimodal.report import write_json, write_report
+from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
 from vision.video_report import video_cards, video_report
 from vision.video_training import CLIPS, ask_both_ways, evaluate_both_ways, held_out_clips, read_questions
@@ -65,14 +65,16 @@ def main() -> None:
     write_json(config.run_dir / "metrics.json", metrics | {"questions": questions, "seed": config.seed})
     shown = random.Random(config.seed).sample(range(questions), min(config.cards, questions))
     report = video_report(
-        title=f"Questions about {config.source}, {config.split} split",
         evaluations=evaluations,
         metrics=metrics,
         cards=video_cards(model, evaluations, shown),
         cards_note=f"{len(shown)} questions chosen by seed {config.seed}",
-        seed=config.seed,
-        seconds=time.perf_counter() - started,
-        peak_memory_mb=peak_memory_mb(model.device),
+        run=RunFacts(
+            title=f"Questions about {config.source}, {config.split} split",
+            seed=config.seed,
+            seconds=time.perf_counter() - started,
+            peak_memory_mb=peak_memory_mb(model.device),
+        ),
     )
     write_report(config.run_dir / "report.html", report)
     for evaluation in evaluations.values():

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from multimodal.chart import Chart
 from multimodal.model import MultimodalModel
-from multimodal.report import Card, DecoderProof, Headline, Report, ScoreRow, run_facts
+from multimodal.report import Card, DecoderProof, Headline, Report, RunFacts, ScoreRow
 from speech.asr import SpeechScores, speech_of
 from speech.features import LogMel, LogMelConfig
 from speech.sound_picture import sound_media
@@ -37,15 +37,11 @@ def speech_cards(model: MultimodalModel, scores: SpeechScores, shown: Sequence[i
 
 def asr_report(
     *,
-    title: str,
+    run: RunFacts,
     scores: Mapping[str, SpeechScores],
     cards: tuple[Card, ...],
     cards_note: str,
-    seed: int,
-    seconds: float,
-    peak_memory_mb: float,
     goals: Mapping[str, float] | None = None,
-    subtitle: str = "",
     charts: tuple[Chart, ...] = (),
     decoder: DecoderProof | None = None,
 ) -> Report:
@@ -69,13 +65,13 @@ def asr_report(
         factor = f"{found.real_time_factor:.3f}"
         headlines.append(Headline(factor, f"real-time factor{f' ({name})' if name else ''}", "seconds for a second"))
     return Report(
-        title=title,
-        subtitle=subtitle,
+        title=run.title,
+        subtitle=run.subtitle,
         headlines=tuple(headlines),
         scores=tuple(rows),
         charts=charts,
         cards=cards,
         cards_note=cards_note,
         decoder=decoder,
-        facts=run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb),
+        facts=run.lines(),
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from multimodal.chart import Chart
 from multimodal.metrics import Evaluation, normalise_answer
 from multimodal.model import MultimodalModel
-from multimodal.report import Answer, Card, DecoderProof, Headline, Report, ScoreRow, image_media, run_facts
+from multimodal.report import Answer, Card, DecoderProof, Headline, Report, RunFacts, ScoreRow, image_media
 from vision.caption_pictures import attention_picture
 from vision.captioning import Asked
 from vision.picture import PictureSource, open_picture
@@ -67,22 +67,18 @@ def caption_cards(
 
 def caption_report(
     *,
-    title: str,
+    run: RunFacts,
     evaluations: Sequence[Evaluation[Asked]],
     cards: tuple[Card, ...],
     cards_note: str,
-    seed: int,
-    seconds: float,
-    peak_memory_mb: float,
-    subtitle: str = "",
     charts: tuple[Chart, ...] = (),
     decoder: DecoderProof | None = None,
 ) -> Report:
     """The page: headline numbers, scores with their controls, charts, cards, facts of the run."""
     scores = [score for evaluation in evaluations for score in evaluation.scores.values()]
     return Report(
-        title=title,
-        subtitle=subtitle,
+        title=run.title,
+        subtitle=run.subtitle,
         headlines=tuple(
             Headline(f"{s.score:.3f}", LABELS.get(s.name, s.name), f"shuffled {s.shuffled:.3f}, blank {s.blank:.3f}")
             for s in scores
@@ -92,5 +88,5 @@ def caption_report(
         cards=cards,
         cards_note=cards_note,
         decoder=decoder,
-        facts=run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb),
+        facts=run.lines(),
     )

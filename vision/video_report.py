@@ -15,9 +15,9 @@ from multimodal.report import (
     Fact,
     Headline,
     Report,
+    RunFacts,
     ScoreRow,
     image_media,
-    run_facts,
 )
 from multimodal.wordnet import find_wordnet
 from vision.clip import read_clip
@@ -101,15 +101,11 @@ def video_cards(
 
 def video_report(
     *,
-    title: str,
+    run: RunFacts,
     evaluations: Mapping[str, Evaluation[AskedClip]],
     metrics: Mapping[str, float],
     cards: tuple[Card, ...],
     cards_note: str,
-    seed: int,
-    seconds: float,
-    peak_memory_mb: float,
-    subtitle: str = "",
     charts: tuple[Chart, ...] = (),
     decoder: DecoderProof | None = None,
 ) -> Report:
@@ -137,15 +133,15 @@ def video_report(
         for score in scores
     ]
     return Report(
-        title=title,
-        subtitle=subtitle,
+        title=run.title,
+        subtitle=run.subtitle,
         headlines=tuple(headlines),
         scores=tuple(rows),
         charts=charts,
         cards=cards,
         cards_note=cards_note,
         decoder=decoder,
-        facts=(*run_facts(seed=seed, seconds=seconds, peak_memory_mb=peak_memory_mb), _soft_match()),
+        facts=(*run.lines(), _soft_match()),
     )
 
 

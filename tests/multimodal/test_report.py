@@ -24,11 +24,11 @@ from multimodal.report import (
     Headline,
     Media,
     Report,
+    RunFacts,
     ScoreRow,
     audio_media,
     image_media,
     render,
-    run_facts,
     write_json,
     write_report,
 )
@@ -204,7 +204,8 @@ def test_json_holds_plain_numbers_only(tmp_path: Path) -> None:
 
 
 def test_run_facts_name_the_command_and_the_cost() -> None:
-    facts = {fact.name: fact.value for fact in run_facts(seed=3, seconds=90, peak_memory_mb=1234.5, command="graft x")}
+    run = RunFacts(title="A run", seed=3, seconds=90, peak_memory_mb=1234.5, command="graft x")
+    facts = {fact.name: fact.value for fact in run.lines()}
     assert facts["Command"] == "graft x" and facts["Seed"] == "3"
     assert facts["Time"] == "90 s" and facts["Peak memory"] == "1,234 MB"
     assert "torch" in facts["Versions"] and "CPU" in facts["Machine"]

@@ -6,7 +6,7 @@ from base64 import b64decode
 import soundfile
 import torch
 
-from multimodal.report import render
+from multimodal.report import RunFacts, render
 from speech.asr import Spoken, evaluate_speech
 from speech.asr_report import asr_report, speech_cards
 from speech.features import LogMel
@@ -41,13 +41,10 @@ def test_a_report_has_sounds_errors_and_controls() -> None:
     scores = evaluate_speech(model, spoken, max_new_tokens=3)
     assert set(scores.metrics("connected")) >= {"connected_wer", "connected_wer_silence", "connected_real_time_factor"}
     report = asr_report(
-        title="Speech",
+        run=RunFacts(title="Speech", seed=0, seconds=1, peak_memory_mb=1),
         scores={"": scores},
         cards=speech_cards(model, scores, [1, 2]),
         cards_note="two",
-        seed=0,
-        seconds=1,
-        peak_memory_mb=1,
         goals={"wer": 0.1},
     )
     page = render(report)
@@ -65,13 +62,10 @@ def test_translations_are_judged_by_bleu_and_chrf_beside_their_controls() -> Non
     assert set(scores.evaluation.scores) == {"exact", "wer", "bleu", "chrf"}
     assert {"bleu", "bleu_shuffled", "bleu_silence", "chrf_silence"} <= scores.metrics().keys()
     report = asr_report(
-        title="Speech",
+        run=RunFacts(title="Speech", seed=0, seconds=1, peak_memory_mb=1),
         scores={"": scores},
         cards=(),
         cards_note="",
-        seed=0,
-        seconds=1,
-        peak_memory_mb=1,
         goals={"chrf": 100, "bleu": 0, "wer": 100},
     )
     good = {headline.label: headline.good for headline in report.headlines}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from multimodal.metrics import Evaluation, Scores
 from multimodal.model import MultimodalModel
-from multimodal.report import Media, write_report
+from multimodal.report import Media, RunFacts, write_report
 from tests.tiny_models import TILE, picture, tiny_model
 from vision.caption_report import caption_cards, caption_report, untile
 from vision.captioning import Asked
@@ -73,13 +73,10 @@ def test_cards_show_the_originals_where_they_are_known(model: MultimodalModel) -
 def test_the_page_has_every_number_and_caption(model: MultimodalModel, tmp_path: Path) -> None:
     both = evaluations(model)
     report = caption_report(
-        title="Captions of a test",
+        run=RunFacts(title="Captions of a test", seed=0, seconds=3, peak_memory_mb=100),
         evaluations=both,
         cards=caption_cards(model, both, [0]),
         cards_note="1 picture chosen by seed 0",
-        seed=0,
-        seconds=3,
-        peak_memory_mb=100,
     )
     write_report(tmp_path / "report.html", report)
     page = (tmp_path / "report.html").read_text()
