@@ -1,26 +1,60 @@
-"""Draw the architecture for the README: how a picture reaches a frozen decoder.
+"""Draw the architecture for the README: how pictures, clips and speech reach one frozen decoder.
 
     python -m scripts.draw_architecture --out docs/architecture.svg
 
 The ground is transparent: text stands on a light box of its own, or has a grey that reads on white and on black.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+from xml.sax.saxutils import escape
 
 from multimodal.config import parse
-from multimodal.errors import run_cli
+from multimodal.errors import UserError, run_cli
+from multimodal.files import write_whole
 
-WIDTH, HEIGHT = 900, 470  # in pixels, the coordinates of everything below
-LOOSE = "#768390"
-TRAINED, FROZEN, DATA = ("#dbe8fc", "#2f6fd0"), ("#e8eaee", "#8a93a1"), ("#fdf0d3", "#c99a2e")
-INK = "#1b2330"
-MIDDLE = 222  # height of the stream from picture to projector
+WIDTH, HEIGHT = 1100, 560
+STYLE = """
+text { font: 14px system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif; fill: #1b2330;
+  text-anchor: middle; dominant-baseline: central }
+.name { font-weight: 600 }
+.small { font-size: 12px }
+.loose { fill: #768390; font-size: 13px }
+.said { font: 12.5px ui-monospace, Menlo, Consolas, monospace }
+.left { text-anchor: start }
+rect { rx: 7; stroke-width: 1.4 }
+.trained { fill: #dbe8fc; stroke: #2f6fd0 }
+.part { fill: #f7faff; stroke: #2f6fd0 }
+.frozen { fill: #e8eaee; stroke: #8a93a1 }
+.data { fill: #fdf0d3; stroke: #c99a2e }
+.frame { fill: none; stroke: #8a93a1 }
+.sharp { rx: 0 }
+path { fill: none; stroke-width: 1.8; stroke-linejoin: round }
+.flow { stroke: #768390; marker-end: url(#grey) }
+.media { stroke: #2f6fd0; marker-end: url(#blue) }
+.wave { stroke: #c99a2e }
+.red { fill: #d9482b; stroke: none }
+.blue { fill: #2f6fd0; stroke: none }
+.green { fill: #3a9a5b; stroke: none }
+"""
+MARKER = (
+    '<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="6" markerHeight="6" orient="auto">'
+    '<polygon points="0,0 10,5 0,10" fill="{colour}"/></marker>'
+)
+ENCODERS, ADAPTERS, DECODER = 300, 530, 800  # left edges of the three columns
+PICTURE, CLIP, SOUND = 118, 278, 419  # heights of the three streams
+LAYERS = (  # of the decoder from the top: name, class, upper edge, height
+    ("output head", "frozen", 84, 26),
+    ("decoder layers", "frozen", 124, 32),
+    ("gated image cross-attention", "trained", 170, 34),
+    ("gated video cross-attention", "trained", 218, 34),
+    ("decoder layers", "frozen", 266, 32),
+    ("gated image cross-attention", "trained", 312, 34),
+    ("decoder layers", "frozen", 360, 32),
+    ("token embeddings", "frozen", 406, 26),
+)
 
 
 @dataclass(frozen=True)
@@ -28,135 +62,156 @@ class Config:
     """Where the drawing goes."""
 
     out: Path = Path("docs/architecture.svg")
-    """File to write; its ending (.svg, .png, .pdf) decides the format."""
+    """File to write, an .svg."""
 
 
-def box(axes: Axes, left: float, bottom: float, width: float, height: float, style: tuple[str, str]) -> None:
-    """A rounded box in one of the three styles."""
-    fill, edge = style
-    shape = "round,pad=0,rounding_size=7"
-    axes.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle=shape, fc=fill, ec=edge, lw=1.3))
+def box(left: float, top: float, width: float, height: float, kind: str) -> str:
+    """A box in one of the styles; its corners are rounded unless it is `sharp`."""
+    return f'<rect class="{kind}" x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}"/>'
 
 
-def text(axes: Axes, x: float, y: float, words: str, *, size: float = 9, color: str = INK, **style) -> None:
-    """Text centred on (x, y)."""
-    axes.text(x, y, words, fontsize=size, color=color, ha=style.pop("ha", "center"), va="center", **style)
+def text(x: float, y: float, words: str, kind: str = "") -> str:
+    """A line of text centred on (x, y), or beginning there if it is `left`."""
+    return f'<text class="{kind}" x="{x:g}" y="{y:g}">{escape(words)}</text>'
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], *, color: str = LOOSE) -> None:
-    """A straight arrow."""
-    axes.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, lw=1.6, color=color, shrinkA=0, shrinkB=0)
-    )
+def line(kind: str, *points: tuple[float, float]) -> str:
+    """A line through the points; `flow` and `media` end in an arrow."""
+    return f'<path class="{kind}" d="M{" L".join(f"{x:g} {y:g}" for x, y in points)}"/>'
 
 
-def draw_scene(axes: Axes, frame: Rectangle, x: float, y: float) -> None:
-    """The part of the example scene that shows through `frame`; (x, y) is the scene's lower left corner."""
-    axes.add_patch(frame)
-    for thing in (
-        Circle((x + 52, y + 58), 18, fc="#d9482b"),
-        Polygon([(x + 28, y + 8), (x + 76, y + 8), (x + 52, y + 36)], fc="#2f6fd0"),
-        Rectangle((x + 10, y + 50), 16, 16, fc="#3a9a5b"),
-    ):
-        axes.add_patch(thing)
-        thing.set_clip_path(frame)
+def scene(left: float, top: float, side: float, *, moved: float = 0.5) -> Iterator[str]:
+    """A picture of three things, the circle so far on its way from left to right."""
+    at, unit = (left + side * (0.2 + 0.6 * moved), top + side * 0.28), side / 84
+    yield box(left, top, side, side, "data sharp")
+    yield f'<circle class="red" cx="{at[0]:g}" cy="{at[1]:g}" r="{15 * unit:g}"/>'
+    corners = [(28, 76), (74, 76), (51, 50)]
+    points = " ".join(f"{left + x * unit:g},{top + y * unit:g}" for x, y in corners)
+    yield f'<polygon class="blue" points="{points}"/>'
+    yield box(left + 8 * unit, top + 52 * unit, 14 * unit, 14 * unit, "green sharp")
 
 
-def draw_picture(axes: Axes) -> None:
-    """The input picture, and the same picture cut into tiles."""
-    paper, side, gap = {"fc": DATA[0], "ec": DATA[1], "lw": 1.3}, 42, 10
-    draw_scene(axes, Rectangle((16, MIDDLE - side), 2 * side, 2 * side, **paper), 16, MIDDLE - side)
+def draw_pictures() -> Iterator[str]:
+    """A picture, and its tiles."""
+    yield from scene(20, PICTURE - 42, 84)
+    yield text(62, PICTURE + 60, "picture", "loose")
+    yield line("flow", (110, PICTURE), (138, PICTURE))
     for row in range(2):
         for column in range(2):
-            x, y = 142 + column * gap, MIDDLE - side - gap / 2 + row * gap
-            draw_scene(axes, Rectangle((x + column * side, y + row * side), side, side, **paper), x, y)
-    text(axes, 58, MIDDLE - 64, "picture", color=LOOSE)
-    text(axes, 189, MIDDLE - 64, "1 to 4 tiles", color=LOOSE)
-    arrow(axes, (106, MIDDLE), (137, MIDDLE))
-    arrow(axes, (241, MIDDLE), (267, MIDDLE))
+            view, at = (column * 42, row * 42), (144 + column * 50, PICTURE - 46 + row * 50)
+            yield f'<svg x="{at[0]}" y="{at[1]}" width="42" height="42" viewBox="{view[0]} {view[1]} 42 42">'
+            yield from scene(0, 0, 84)
+            yield "</svg>"
+            yield box(*at, 42, 42, "frame sharp")
+    yield text(190, PICTURE + 60, "1 to 4 tiles", "loose")
+    yield line("flow", (242, PICTURE), (ENCODERS - 3, PICTURE))
 
 
-def draw_encoder(axes: Axes) -> None:
-    """Image encoder with its taps, and the projector."""
-    left, bottom = 268, MIDDLE - 97
-    box(axes, left, bottom, 164, 178, TRAINED)
-    text(axes, left + 82, bottom + 159, "image encoder", size=10, weight="bold")
-    inner, rail = ("#f7faff", TRAINED[1]), left + 142
-    for index in range(4):
-        box(axes, left + 14, bottom + 14 + index * 23, 102, 18, inner)
-        text(axes, left + 65, bottom + 22.5 + index * 23, "ViT layer", size=8.5)
-    box(axes, left + 14, bottom + 112, 102, 26, inner)
-    text(axes, left + 65, bottom + 124.5, "gated global", size=8.5)
-    line = {"color": TRAINED[1], "lw": 1.5, "solid_capstyle": "round"}
-    axes.plot([rail, rail], [bottom + 23, bottom + 125], **line)
-    for y in (23, 46, 69, 125):
-        axes.plot([left + 116, rail], [bottom + y, bottom + y], **line)
-    axes.plot([rail, left + 164], [MIDDLE, MIDDLE], **line)
-    text(axes, left + 82, bottom - 15, "features of several depths", color=LOOSE)
-    arrow(axes, (left + 164, MIDDLE), (471, MIDDLE), color=TRAINED[1])
-    box(axes, 472, MIDDLE - 34, 88, 68, TRAINED)
-    text(axes, 516, MIDDLE + 12, "projector", size=10, weight="bold")
-    text(axes, 516, MIDDLE - 12, "to the width of\nthe decoder", size=7.6)
+def draw_clips() -> Iterator[str]:
+    """Sampled frames."""
+    for number in range(4):
+        yield from scene(20 + 55 * number, CLIP - 25, 50, moved=number / 3)
+    yield text(127, CLIP + 42, "clip: frames and their times", "loose")
+    yield line("flow", (242, CLIP), (ENCODERS - 3, CLIP))
 
 
-def draw_decoder(axes: Axes) -> None:
-    """The decoder's layers with the adapter's between them, the prompt below and the caption above."""
-    left, width, bus = 640, 240, 598
-    box(axes, left - 14, 64, width + 28, 340, ("none", FROZEN[1]))
-    text(axes, left + 2, 388, "frozen decoder", size=9, color=LOOSE, weight="bold", ha="left")
-    rows = (("token embeddings", 22), ("decoder layers", 34), ("gated cross-attention", 34))
-    rows += (("decoder layers", 34), ("gated cross-attention", 34), ("decoder layers", 34), ("output head", 22))
-    bottom, previous = 76.0, 0.0
-    for label, height in rows:
-        trained = label.startswith("gated")
-        box(axes, left, bottom, width, height, TRAINED if trained else FROZEN)
-        text(axes, left + width / 2, bottom + height / 2, label, weight="bold" if trained else "normal")
-        if trained:
-            middle = bottom + height / 2
-            axes.plot([bus, bus], [MIDDLE, middle], color=TRAINED[1], lw=1.6, solid_capstyle="round")
-            arrow(axes, (bus, middle), (left - 1, middle), color=TRAINED[1])
-        if previous:
-            arrow(axes, (left + width / 2, previous), (left + width / 2, bottom))
-        previous, bottom = bottom + height, bottom + height + 14
-    axes.plot([560, bus], [MIDDLE, MIDDLE], color=TRAINED[1], lw=1.6)
-    text(axes, 586, MIDDLE - 76, "keys and\nvalues, once\na prompt", color=LOOSE, size=8)
-    arrow(axes, (left + width / 2, 46), (left + width / 2, 76))
-    box(axes, left, 18, width, 28, DATA)
-    text(axes, left + width / 2, 32, "<image> Describe the image.", size=8.5, family="monospace")
-    arrow(axes, (left + width / 2, previous), (left + width / 2, 428))
-    box(axes, left, 428, width, 28, DATA)
-    text(axes, left + width / 2, 442, "a red circle above a blue triangle", size=7.8, family="monospace")
+def draw_sounds() -> Iterator[str]:
+    """A waveform."""
+    yield box(20, SOUND - 25, 215, 50, "data sharp")
+    heights = [22 * abs(math.sin(0.55 * n)) * math.exp(-(((n - 12) % 17 - 8) ** 2) / 40) + 1.5 for n in range(49)]
+    yield from (line("wave", (31 + 4 * n, SOUND - h), (31 + 4 * n, SOUND + h)) for n, h in enumerate(heights))
+    yield text(127, SOUND + 42, "speech: log-mel features", "loose")
+    yield line("flow", (242, SOUND), (ENCODERS - 3, SOUND))
 
 
-def draw_legend(axes: Axes) -> None:
-    """What the colours mean."""
-    for y, style, label in (
-        (438, TRAINED, "trained: the adapter (and, if wished, the encoder)"),
-        (412, FROZEN, "frozen: every weight of the text model, same hash before and after"),
-        (386, DATA, "data"),
+def draw_encoders() -> Iterator[str]:
+    """The image encoder, which sees tiles and frames, and the speech encoder."""
+    left, top, height = ENCODERS, PICTURE - 68, CLIP - PICTURE + 116
+    yield box(left, top, 170, height, "trained")
+    yield text(left + 85, top + 20, "image encoder", "name")
+    for number, name in enumerate(("gated global layers", *["ViT layer"] * 4)):
+        yield box(left + 18, top + 42 + number * 34 + 10 * bool(number), 134, 26, "part")
+        yield text(left + 85, top + 55 + number * 34 + 10 * bool(number), name, "small")
+    yield text(left + 85, top + height - 40, "features of several depths,", "small")
+    yield text(left + 85, top + height - 24, "those of clips kept on disk", "small")
+    yield box(left, SOUND - 32, 170, 64, "trained")
+    yield text(left + 85, SOUND - 12, "speech encoder", "name")
+    yield text(left + 85, SOUND + 10, "conformer, BEST-RQ", "small")
+    for height in (PICTURE, CLIP, SOUND):
+        yield line("media", (left + 170, height), (ADAPTERS - 3, height))
+
+
+def draw_adapters() -> Iterator[str]:
+    """What stands between the encoders and the decoder, and where it leads."""
+    for height, name, does, goes in (
+        (PICTURE, "projector", "to the decoder's width", "keys and values, once a prompt"),
+        (CLIP, "temporal aggregator", "merges many frames", "keys and values, once a prompt"),
+        (SOUND, "speech adapter", "to token embeddings", "in the place of <audio>"),
     ):
-        box(axes, 16, y - 8, 26, 16, style)
-        text(axes, 52, y, label, color=LOOSE, ha="left")
+        yield box(ADAPTERS, height - 32, 180, 64, "trained")
+        yield text(ADAPTERS + 90, height - 11, name, "name")
+        yield text(ADAPTERS + 90, height + 11, does, "small")
+        yield text(ADAPTERS + 90, height + 48, goes, "loose small")
+    image = [top + height / 2 for name, _, top, height in LAYERS if "image" in name]
+    video = next(top + height / 2 for name, _, top, height in LAYERS if "video" in name)
+    right, entry = ADAPTERS + 180, DECODER - 3
+    yield line("media", (right, PICTURE), (right + 56, PICTURE), (right + 56, image[0]), (entry, image[0]))
+    yield line("media", (right + 56, image[0]), (right + 56, image[1]), (entry, image[1]))
+    yield line("media", (right, CLIP), (right + 28, CLIP), (right + 28, video), (entry, video))
+    yield line("media", (right, SOUND), (entry, SOUND))
 
 
-def draw() -> Figure:
-    """The whole figure."""
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
-    axes.axis("off")
-    for part in (draw_picture, draw_encoder, draw_decoder, draw_legend):
-        part(axes)
-    return figure
+def draw_decoder() -> Iterator[str]:
+    """The decoder's layers with the adapters' between them, the prompt below and the answer above."""
+    width = 270
+    middle = DECODER + width / 2
+    yield box(DECODER - 14, 70, width + 28, 376, "frame")
+    yield text(DECODER - 14, 458, "frozen decoder", "loose left")
+    yield box(DECODER, 20, width, 30, "data")
+    yield text(middle, 35, "a red circle moves right", "said")
+    yield box(DECODER, 470, width, 30, "data")
+    yield text(middle, 485, "<image> <video> <audio> What ...?", "said")
+    below = 470.0
+    for name, kind, top, height in reversed(LAYERS):
+        yield line("flow", (middle, below), (middle, top + height + 2))
+        yield box(DECODER, top, width, height, kind)
+        yield text(middle, top + height / 2, name, "name" if kind == "trained" else "")
+        below = top
+    yield line("flow", (middle, below), (middle, 52))
+
+
+def draw_legend() -> Iterator[str]:
+    """What the colours mean."""
+    for left, kind, label in (
+        (20, "trained", "trained: adapters (and, if wished, encoders)"),
+        (390, "frozen", "frozen: every weight of the text model, same hash before and after"),
+        (900, "data", "data"),
+    ):
+        yield box(left, 524, 28, 18, kind)
+        yield text(left + 38, 533, label, "loose left")
+
+
+def draw() -> str:
+    """The whole drawing; the same text each time."""
+    markers = (MARKER.format(name=name, colour=colour) for name, colour in (("grey", "#768390"), ("blue", "#2f6fd0")))
+    parts = (draw_pictures, draw_clips, draw_sounds, draw_encoders, draw_adapters, draw_decoder, draw_legend)
+    size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+        f"<style>{STYLE}</style>",
+        "<defs>",
+        *markers,
+        "</defs>",
+    ]
+    lines += [element for part in parts for element in part()]
+    return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 def main() -> None:
-    config = parse(Config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    # Fixed ids and no date: drawing again gives the same file.
-    with matplotlib.rc_context({"svg.hashsalt": "graft", "svg.fonttype": "path"}):
-        metadata = {"Date": None} if config.out.suffix == ".svg" else None
-        draw().savefig(config.out, transparent=True, metadata=metadata)
+    config = parse(Config, description=__doc__)
+    if config.out.suffix != ".svg":
+        raise UserError(f"--out {config.out}: expected a file that ends in .svg")
+    write_whole(config.out, draw())
     print(config.out)
 
 
