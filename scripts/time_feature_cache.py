@@ -1,0 +1,74 @@
+"""What the feature cache saves: train on the same clips for some epochs with and without it, and compare.
+
+python -m scripts.time_feature_cache --config scripts/configs/video_qa.yaml --data.clips 200 --run-dir runs/cache
+
+Every clip is rendered or read once before, so that no first epoch pays for what the other has made.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import harmonic_mean
+from typing import Any
+
+from multimodal.config import parse
+from multimodal.errors import UserError, run_cli
+from multimodal.report import write_json
+from vision.video_training import VideoQAConfig, clip_set, train_video_qa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(VideoQAConfig):
+    """Train twice, with and without the feature cache; `metrics.json` holds losses and samples a second by epoch."""
+
+    epochs: int = 2
+    """Of both; the cache is filled in the first one."""
+
+
+def main() -> None:
+    config = parse(Config, description=__doc__)
+    if config.epochs < 2:
+        raise UserError(f"--epochs {config.epochs}: expected 2 or more; the first one fills the cache")
+    size = config.train.batch_size
+    data = replace(config.data, dev_count=0, clip_folder=config.data.clip_folder or config.run_dir / "clips")
+    config = replace(config, data=data, pretrain=replace(config.pretrain, steps=0))
+    clips = clip_set(config)
+    if len(clips) % size:
+        raise UserError(f"{len(clips)} clips in steps of {size}: expected steps that end with the epoch")
+    for number in range(len(clips)):
+        clips[number].clip.read_bytes()
+    train = replace(config.train, steps=config.epochs * len(clips) // size, eval_every=0, max_minutes=None)
+    logs = {}
+    for cache in ("off", "auto"):
+        run_dir = config.run_dir / f"cache_{cache}"
+        train_video_qa(replace(config, train=train, run_dir=run_dir, cache=cache))
+        logs[cache] = read_log(run_dir / "answer" / "log.jsonl")
+    metrics = compare(without=logs["off"], cached=logs["auto"])
+    write_json(config.run_dir / "metrics.json", metrics | {"clips": len(clips), "seed": train.seed})
+    print("\n".join(f"{name}: {value}" for name, value in metrics.items()))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of all steps."""
+    return [record for record in map(json.loads, path.read_text().splitlines()) if "loss" in record]
+
+
+def compare(*, without: list[dict[str, Any]], cached: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the losses are the same, samples a second by epoch, and how many times faster the second epoch is."""
+    rates = [samples_per_second(log) for log in (without, cached)]
+    return {
+        "losses_identical": [one["loss"] for one in without] == [one["loss"] for one in cached],
+        "samples_per_second_without": rates[0],
+        "samples_per_second_cached": rates[1],
+        "speed_up_second_epoch": rates[1][1] / rates[0][1],
+    }
+
+
+def samples_per_second(log: list[dict[str, Any]]) -> list[float]:
+    """Of each epoch, in order; its steps have equally many samples."""
+    epochs = sorted({record["epoch"] for record in log})
+    return [harmonic_mean([one["samples_per_second"] for one in log if one["epoch"] == epoch]) for epoch in epochs]
+
+
+if __name__ == "__main__":
+    run_cli(main)
