@@ -112,8 +112,14 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
     """The image model with new video parts, on the device of the run.
 
     Raises:
-        UserError: no image adapter in the folder, or it has video parts already.
+        UserError: no image adapter in the folder, or it has video parts already; or image layers that are to read
+            clips and cannot.
     """
+    if config.video.to_image_layers and config.image is None:
+        raise UserError(
+            "--video.to-image-layers without --image: the image layers of a new adapter are closed and stay closed; "
+            "expected an adapter folder"
+        )
     if config.image is not None:
         model = MultimodalModel.from_pretrained(config.image, device=str(resolve_device(config.train.device)))
         if "image" not in model.modalities or "video" in model.modalities:

@@ -60,6 +60,9 @@ BAD: dict[str, tuple[str, str]] = {
     "train_video_qa --config {recipe} --run-dir {tmp}/x --video.frames 0": ("frames 0", "expected 1 or more"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --image {tmp}/empty": ("empty", "expected an adapter folder"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --cache-gb 0": ("0.0 GB", "more than 0"),
+    "train_video_qa --config {recipe} --run-dir {tmp}/x --video.to-image-layers": ("without --image", "adapter folder"),
+    "time_feature_cache --config {recipe} --run-dir {tmp}/x --epochs 1": ("--epochs 1", "expected 2 or more"),
+    "time_feature_cache --config {recipe} --run-dir {tmp}/x --data.clips 3": ("3 clips in steps of 2", "expected"),
 }
 
 
@@ -104,6 +107,17 @@ def test_training_writes_numbers_and_resumes(cli: Cli, tmp_path: Path, recipe: P
     again = cli("train_video_qa", *flags)
     assert again.status == 2 and "expected --resume" in again.err
     assert cli("train_video_qa", *flags, "--resume").status == 0
+
+
+def test_the_feature_cache_is_timed_at_the_same_losses(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    ended = cli("time_feature_cache", "--config", recipe, "--run-dir", tmp_path / "t")
+    assert ended.status == 0, ended
+    metrics = json.loads((tmp_path / "t" / "metrics.json").read_text())
+    assert metrics["losses_identical"] is True
+    without, cached = metrics["samples_per_second_without"], metrics["samples_per_second_cached"]
+    assert len(without) == len(cached) == 2 and min(without + cached) > 0
+    assert metrics["speed_up_second_epoch"] == pytest.approx(cached[1] / without[1])
+    assert "feature cache: 4 clips read, 4 computed" in ended.out
 
 
 def test_evaluation_writes_the_score_and_every_control(

@@ -98,6 +98,20 @@ def test_it_builds_on_an_image_adapter(config: VideoQAConfig, adapter_folder: Pa
         build_video_model(replace(config, image=config.run_dir / "adapter"))
 
 
+def test_the_image_layers_read_clips_if_the_config_says_so(config: VideoQAConfig, adapter_folder: Path) -> None:
+    """With the same seed and data, the choice alone makes the difference, and the adapter keeps it."""
+    closed = replace(config, image=adapter_folder)
+    shown = replace(closed, run_dir=config.run_dir / "shown", video=replace(VIDEO, to_image_layers=True))
+    for one in (closed, shown):
+        train_video_qa(one, report=lambda _: None)
+    assert losses(shown.run_dir / "answer")[0] != losses(closed.run_dir / "answer")[0]
+    for one in (closed, shown):
+        again = MultimodalModel.from_pretrained(one.run_dir / "adapter", device="cpu")
+        assert again.modalities["video"].config.to_image_layers == (one is shown)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="--image: the image layers of a new adapter"):
+        build_video_model(replace(shown, image=None))
+
+
 def test_broken_clips_are_skipped_and_reported(config: VideoQAConfig, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
