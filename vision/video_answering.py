@@ -15,6 +15,7 @@ from multimodal.turns import Turns
 from multimodal.wordnet import find_wordnet
 from multimodal.wups import Likeness, wups
 from vision.clip_frames import ClipFrames
+from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
 
 REVERSED, MIDDLE = "reversed", "middle_frame"
@@ -102,12 +103,15 @@ def answer_clips(
     turns = Turns(model, kind="video")
     shown = range(len(asked)) if media_from is None else media_from
 
-    def sample(one: AskedClip, source: int | None) -> Sample:
-        frames = modality.prepare((one if source is None else asked[source]).clip)
+    def sample(one: AskedClip, source: int | None, frames: ClipFrames) -> Sample:
         frames = modality.blank(frames) if source is None else change(frames)
         return Sample({"video": (frames,)}, (turns(one.question.question, None),))
 
-    samples = (sample(one, source) for one, source in zip(asked, shown, strict=True))
+    pairs = list(zip(asked, shown, strict=True))
+    clips = [(one if source is None else asked[source]).clip for one, source in pairs]
+    # Threads read the clips of the next batch while the model answers about this one.
+    read = read_ahead(clips, modality.prepare, ahead=2 * batch_size)
+    samples = (sample(*pair, clip.result()) for pair, (_, clip) in zip(pairs, read, strict=True))
     return model.generate_all(samples, batch_size=batch_size, **options)
 
 
