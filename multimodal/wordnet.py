@@ -28,17 +28,18 @@ class WordNet:
     """Nouns of a WordNet database; a concept is the place of its synset in `data.noun`.
 
     Args:
-        folder: with `index.noun`, `data.noun` and `noun.exc`; may lie in a zip file.
+        place: a folder with `index.noun`, `data.noun` and `noun.exc`, or a zip file with a folder `wordnet`.
 
     Raises:
         UserError: one of the files cannot be read.
     """
 
-    def __init__(self, folder: Path | zipfile.Path) -> None:
+    def __init__(self, place: Path) -> None:
         try:
+            folder = zipfile.Path(place, "wordnet/") if place.suffix == ".zip" else place
             index, self._data, exceptions = ((folder / name).read_bytes() for name in _FILES)
         except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"WordNet in {folder}: {error}; expected {', '.join(_FILES)}") from error
+            raise UserError(f"WordNet in {place}: {error}; expected {', '.join(_FILES)}") from error
         self._senses = dict(map(_index_line, _lines(index)))
         self._irregular = {form: bases for form, *bases in map(str.split, _lines(exceptions))}
         version = re.search(rb"WordNet (\S+) Copyright", self._data[:4096])
@@ -90,9 +91,6 @@ def _places() -> tuple[str, ...]:
 
 @functools.cache
 def _load(places: tuple[str, ...], *, required: bool) -> WordNet | None:
-    for place in map(Path, places):
-        if place.suffix == ".zip" and place.is_file():
-            return WordNet(zipfile.Path(place, "wordnet/"))
-        if required or (place / _FILES[0]).is_file():
-            return WordNet(place)
-    return None
+    found = (place for place in map(Path, places) if (place if place.suffix == ".zip" else place / _FILES[0]).is_file())
+    place = next(found, Path(places[0]) if required else None)
+    return None if place is None else WordNet(place)

@@ -5,12 +5,12 @@ python -m scripts.time_feature_cache --config scripts/configs/video_qa.yaml --da
 Every clip is rendered or read once before, so that no first epoch pays for what the other has made.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean
 from typing import Any
 
+from multimodal.chart import curve_from_log
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
 from multimodal.report import write_json
@@ -38,36 +38,34 @@ def main() -> None:
     for number in range(len(clips)):
         clips[number].clip.read_bytes()
     train = replace(config.train, steps=config.epochs * len(clips) // size, eval_every=0, max_minutes=None)
-    logs = {}
+    logs = []
     for cache in ("off", "auto"):
         run_dir = config.run_dir / f"cache_{cache}"
         train_video_qa(replace(config, train=train, run_dir=run_dir, cache=cache))
-        logs[cache] = read_log(run_dir / "answer" / "log.jsonl")
-    metrics = compare(without=logs["off"], cached=logs["auto"])
+        logs.append(run_dir / "answer" / "log.jsonl")
+    metrics = compare(*logs)
     write_json(config.run_dir / "metrics.json", metrics | {"clips": len(clips), "seed": train.seed})
     print("\n".join(f"{name}: {value}" for name, value in metrics.items()))
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of all steps."""
-    return [record for record in map(json.loads, path.read_text().splitlines()) if "loss" in record]
-
-
-def compare(*, without: list[dict[str, Any]], cached: list[dict[str, Any]]) -> dict[str, Any]:
+def compare(without: Path, cached: Path) -> dict[str, Any]:
     """Whether the losses are the same, samples a second by epoch, and how many times faster the second epoch is."""
-    rates = [samples_per_second(log) for log in (without, cached)]
+    slow, fast = samples_per_second(without), samples_per_second(cached)
     return {
-        "losses_identical": [one["loss"] for one in without] == [one["loss"] for one in cached],
-        "samples_per_second_without": rates[0],
-        "samples_per_second_cached": rates[1],
-        "speed_up_second_epoch": rates[1][1] / rates[0][1],
+        "losses_identical": curve_from_log(without) == curve_from_log(cached),
+        "samples_per_second_without": slow,
+        "samples_per_second_cached": fast,
+        "speed_up_second_epoch": fast[1] / slow[1],
     }
 
 
-def samples_per_second(log: list[dict[str, Any]]) -> list[float]:
+def samples_per_second(log: Path) -> list[float]:
     """Of each epoch, in order; its steps have equally many samples."""
-    epochs = sorted({record["epoch"] for record in log})
-    return [harmonic_mean([one["samples_per_second"] for one in log if one["epoch"] == epoch]) for epoch in epochs]
+    epochs, rates = (curve_from_log(log, key).points for key in ("epoch", "samples_per_second"))
+    by_epoch: dict[float, list[float]] = {}
+    for (_, epoch), (_, rate) in zip(epochs, rates, strict=True):
+        by_epoch.setdefault(epoch, []).append(rate)
+    return [harmonic_mean(found) for found in by_epoch.values()]
 
 
 if __name__ == "__main__":
