@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from multimodal.data.broken import BrokenSamples, OnError
+from multimodal.data.kept import Kept
 from multimodal.errors import UserError
 from multimodal.files import open_container
 from speech.audio import read_audio
@@ -142,16 +143,14 @@ class CutSound:
 class SoundMemory:
     """Waveforms that were made once, kept for the next epochs: decoding a file takes a third of a training step.
 
-    When it is full it keeps what it has: of samples that come round in epochs, those are met again in each.
-
     Args:
         rate: samples a second.
-        megabytes: how much may be kept; each worker process of a loader has its own.
+        megabytes: as in `Kept`.
     """
 
     def __init__(self, *, rate: int, megabytes: float) -> None:
-        self.rate, self._free = rate, megabytes * 1e6
-        self._kept: dict[Sound, Tensor] = {}
+        self.rate = rate
+        self._kept: Kept[Tensor] = Kept(megabytes=megabytes, size=lambda waveform_S: waveform_S.nbytes)
 
     def __call__(self, sound: Sound) -> Tensor:
         """The waveform [S] of a sound; of those made of others the others are kept. Not to be changed in place.
@@ -161,14 +160,7 @@ class SoundMemory:
         """
         if isinstance(sound, JoinedSounds | CutSound):
             return sound.join([self(part) for part in sound.parts], self.rate)
-        kept = self._kept.get(sound)
-        if kept is not None:
-            return kept
-        waveform_S = sound.waveform(self.rate)
-        if waveform_S.nbytes <= self._free:
-            self._kept[sound] = waveform_S
-            self._free -= waveform_S.nbytes
-        return waveform_S
+        return self._kept.get(sound, lambda: sound.waveform(self.rate))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from multimodal.config import dump
 from multimodal.data.broken import BrokenSamples
+from multimodal.data.kept import Kept
 from multimodal.data.word_times import WORD_TIMES, WordTimes, read_word_times
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
@@ -16,6 +17,7 @@ from vision.clip import read_clip
 from vision.clip_layouts import read_clips
 from vision.clip_motion import neighbours_as_colours
 from vision.clip_question import QuestionedClip
+from vision.clip_sampling import Clip
 from vision.encoder import ImageEncoder
 from vision.encoder_folder import save_encoder
 from vision.image_modality import EncoderOptions
@@ -50,6 +52,8 @@ class LipReadingConfig:
     """Mirror half of the clips."""
     crop_scale: tuple[float, float] = (0.8, 1.0)
     """Random crops of this part of the area, the same for all frames of a clip."""
+    keep_mb: float = 0.0
+    """Megabytes of decoded frames of each split that are kept in memory for later epochs."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
 
@@ -61,6 +65,7 @@ class LipFrames:
         clips: from `read_clips`.
         spoken: from `read_word_times`.
         augment: for training; one draw for all frames of a clip.
+        keep_mb: megabytes of decoded frames that are kept.
     """
 
     def __init__(
@@ -72,17 +77,19 @@ class LipFrames:
         frames: int,
         motion: bool,
         augment: Augment | None = None,
+        keep_mb: float = 0.0,
     ) -> None:
         self.clips, self.spoken, self.tiling, self.augment = clips, spoken, tiling, augment
         self.frames, self.motion = frames, motion
         self.broken = BrokenSamples(what="clips")
+        self._decoded: Kept[Clip] = Kept(megabytes=keep_mb, size=_frame_bytes)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def sample(self, index: int, rng: random.Random) -> LabelledFrames | None:
         asked = self.clips[index]
-        clip = self.broken.read(lambda: read_clip(asked.clip, count=self.frames, threads=1), id=asked.name)
+        clip = self.broken.read(lambda: self._decoded.get(asked.clip, lambda: self._read(asked.clip)), id=asked.name)
         if clip is None:
             return None
         pictures = list(clip.frames)
@@ -94,6 +101,14 @@ class LipFrames:
         labels = frame_labels(clip.seconds, self.spoken.get(asked.name, ()))
         words = tuple(question.answer for question in asked.questions[:-1])  # the last one asks for the sentence
         return LabelledFrames(tuple(self.tiling.tile(picture) for picture in pictures), labels, words)
+
+    def _read(self, path: Path) -> Clip:
+        return read_clip(path, count=self.frames, threads=1)
+
+
+def _frame_bytes(clip: Clip) -> int:
+    """Of frames in RGB."""
+    return sum(3 * frame.width * frame.height for frame in clip.frames)
 
 
 @torch.no_grad()
@@ -134,6 +149,7 @@ def pretrain_lip_encoder(config: LipReadingConfig) -> TrainResult:
             frames=config.frames,
             motion=config.motion,
             augment=augmented,
+            keep_mb=config.keep_mb,
         )
         for split, augmented in (("train", augment), ("dev", None))
     )

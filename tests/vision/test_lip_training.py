@@ -39,9 +39,9 @@ def grid(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def lips(folder: Path, split: str = "dev") -> LipFrames:
+def lips(folder: Path, split: str = "dev", **options: float) -> LipFrames:
     spoken = read_word_times(folder / "word_times.tsv")
-    return LipFrames(read_clips(folder, split=split), spoken, Tiling(16, 1, True), frames=6, motion=True)
+    return LipFrames(read_clips(folder, split=split), spoken, Tiling(16, 1, True), frames=6, motion=True, **options)
 
 
 def test_labels_are_what_is_spoken_at_the_moment(grid: Path) -> None:
@@ -62,6 +62,18 @@ def test_a_clip_is_read_by_itself(grid: Path) -> None:
     alone = torch.cat([task(collate_frames([clip])) for clip in (first, short)])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
     assert task.loss(collate_frames([first, short]))[1] == 9
+
+
+def test_frames_that_are_kept_are_not_read_again_and_are_the_same(grid: Path) -> None:
+    fresh = lips(grid).sample(0, random.Random(0))
+    room_for_one = 6 * 3 * 16 * 16 / 1e6
+    data = lips(grid, keep_mb=room_for_one)
+    assert data.sample(0, random.Random(0)) is not None and data.sample(1, random.Random(0)) is not None
+    for name in "bc":
+        (grid / "clips" / f"{name}.mp4").unlink()
+    again = data.sample(0, random.Random(0))
+    assert fresh is not None and again is not None and data.sample(1, random.Random(0)) is None
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(fresh.tiles, again.tiles, strict=True))
 
 
 def test_slots_are_decided_among_their_own_words(grid: Path) -> None:
