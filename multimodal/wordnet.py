@@ -31,17 +31,17 @@ class WordNet:
         place: a folder with `index.noun`, `data.noun` and `noun.exc`, or a zip file with a folder `wordnet`.
 
     Raises:
-        UserError: one of the files cannot be read.
+        UserError: one of the files is missing or is something else.
     """
 
     def __init__(self, place: Path) -> None:
         try:
             folder = zipfile.Path(place, "wordnet/") if place.suffix == ".zip" else place
             index, self._data, exceptions = ((folder / name).read_bytes() for name in _FILES)
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            self._senses = dict(map(_index_line, _lines(index)))
+            self._irregular = {form: bases for form, *bases in map(str.split, _lines(exceptions))}
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"WordNet in {place}: {error}; expected {', '.join(_FILES)}") from error
-        self._senses = dict(map(_index_line, _lines(index)))
-        self._irregular = {form: bases for form, *bases in map(str.split, _lines(exceptions))}
         version = re.search(rb"WordNet (\S+) Copyright", self._data[:4096])
         self.name = f"WordNet {version[1].decode()}" if version else "WordNet"
 

@@ -133,9 +133,8 @@ def score_answers(
     if likeness is not None:
         matches |= {key: functools.partial(wups, likeness=likeness, threshold=low) for key, low in WUPS.items()}
     for match, score in matches.items():
-        scores[match] = sum(score(text, one.question.right) for text, one in zip(texts, asked, strict=True)) / len(
-            texts
-        )
+        found = [score(text, one.question.right) for text, one in zip(texts, asked, strict=True)]
+        scores[match] = sum(found) / len(found)
     return scores
 
 

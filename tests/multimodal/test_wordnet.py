@@ -52,6 +52,10 @@ def test_a_named_folder_without_it_is_one_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(PLACE, str(tmp_path))
     with pytest.raises(UserError, match=r"index\.noun"):
         find_wordnet()
+    for name in ("index.noun", "data.noun", "noun.exc"):
+        (tmp_path / name).write_text("something\n")
+    with pytest.raises(UserError, match="WordNet in .*; expected"):
+        find_wordnet()
     (tmp_path / "wordnet.zip").write_text("no zip file")
     with pytest.raises(UserError, match=r"wordnet\.zip"):
         WordNet(tmp_path / "wordnet.zip")
