@@ -54,7 +54,7 @@ def test_a_named_folder_without_it_is_one_line(tmp_path: Path, monkeypatch: pyte
         find_wordnet()
     for name in ("index.noun", "data.noun", "noun.exc"):
         (tmp_path / name).write_text("something\n")
-    with pytest.raises(UserError, match="WordNet in .*; expected"):
+    with pytest.raises(UserError, match=r"WordNet in .*; expected"):
         find_wordnet()
     (tmp_path / "wordnet.zip").write_text("no zip file")
     with pytest.raises(UserError, match=r"wordnet\.zip"):
