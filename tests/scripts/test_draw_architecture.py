@@ -28,7 +28,7 @@ def test_it_shows_pictures_clips_and_speech_on_one_decoder() -> None:
 
 def test_everything_lies_on_the_sheet() -> None:
     for element in ElementTree.fromstring(draw()).iter():
-        if {"x", "y"} <= element.keys():
+        if {"x", "y"} <= set(element.keys()):
             x, y = float(element.attrib["x"]), float(element.attrib["y"])
             width, height = (float(element.get(side, 0)) for side in ("width", "height"))
             assert 0 <= x <= x + width <= WIDTH and 0 <= y <= y + height <= HEIGHT
