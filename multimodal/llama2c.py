@@ -131,8 +131,8 @@ def _read_shape(file: BinaryIO, path: Path) -> Shape:
     numbers = _HEADER.unpack(header)
     if numbers[0] == _LATER_MAGIC:
         raise UserError(f"{path}: a llama2.c checkpoint of version {numbers[1]}; expected version 0")
-    *sizes, vocab_size, seq_len = numbers
-    shape = Shape(*sizes, abs(vocab_size), seq_len, tied=vocab_size > 0)
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len = numbers
+    shape = Shape(dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), seq_len, tied=vocab_size > 0)
     if not shape.plausible:
         raise UserError(
             f"{path}: begins with {', '.join(map(str, numbers))}; expected the sizes of a llama2.c checkpoint"

@@ -64,7 +64,7 @@ def quantize_decoder(lm: Any, quantization: str) -> None:
     from torchao.quantization import quantize_
 
     decoder = lm.get_decoder()
-    linear = [module for module in decoder.modules() if type(module) is nn.Linear]
+    linear: list[Any] = [module for module in decoder.modules() if type(module) is nn.Linear]
     embeddings = lm.get_input_embeddings().weight.numel()
     inside = sum(module.weight.numel() for module in linear)
     if 2 * inside < sum(p.numel() for p in decoder.parameters()) - embeddings:
@@ -80,7 +80,10 @@ def quantize_decoder(lm: Any, quantization: str) -> None:
 
 def quantization_of(lm: nn.Module) -> Quantization:
     """How a decoder was quantised."""
-    return next((m.quantization for m in lm.modules() if isinstance(m, QuantizedLinear)), "none")
+    for module in lm.modules():
+        if isinstance(module, QuantizedLinear):
+            return module.quantization
+    return "none"
 
 
 def _torchao_config(quantization: str) -> Any:
