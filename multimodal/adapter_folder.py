@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from multimodal.errors import UserError
 from multimodal.hub_encoder import HubEncoder
 from multimodal.pretrained import load_decoder
+from multimodal.quantization import quantization_of
 from multimodal.train.logging import git_revision
 from multimodal.train.precision import resolve_device
 
@@ -85,6 +86,7 @@ def save_adapter(
         "decoder": model.decoder_name,
         "decoder_sha256": model.decoder.sha256(),
         "decoder_dtype": str(lm.dtype).removeprefix("torch."),
+        "decoder_quantization": quantization_of(lm),
         "modalities": {kind: m.config.to_dict() for kind, m in model.modalities.items()},  # type: ignore[union-attr]
         "borrowed": borrowed,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "git": git_revision()},
@@ -121,10 +123,11 @@ def _beside(folder: Path, ending: str) -> Path:
 def _card(config: Mapping[str, Any]) -> str:
     """A model card of what is known: nothing but facts and measured numbers."""
     kinds = ", ".join(config["modalities"])
+    decoder = _in_words(config["decoder"], config["decoder_quantization"])
     lines = [
         f"# {kinds} adapter",
         "",
-        f"For the frozen decoder `{config['decoder']}` (sha256 `{config['decoder_sha256'][:16]}...`), made with Graft.",
+        f"For the frozen decoder `{decoder}` (sha256 `{config['decoder_sha256'][:16]}...`), made with Graft.",
         *(f"Its encoder `{origin['name']}` is not in this folder." for origin in config["borrowed"].values()),
         "",
         "| metric | value |",
@@ -138,6 +141,11 @@ def _card(config: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _in_words(decoder: str, quantization: str) -> str:
+    """A decoder's name, with how it was quantised."""
+    return decoder if quantization == "none" else f"{decoder} in {quantization}"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -171,7 +179,12 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
 
     config = _read_config(_whole(folder))
     name = decoder or config["decoder"]
-    frozen, tokenizer = load_decoder(name, dtype=getattr(torch, config["decoder_dtype"]), device=resolve_device(device))
+    frozen, tokenizer = load_decoder(
+        name,
+        dtype=getattr(torch, config["decoder_dtype"]),
+        device=resolve_device(device),
+        quantization=config.get("decoder_quantization", "none"),
+    )
     model = MultimodalModel(frozen, tokenizer, decoder_name=name)
     add_adapter(model, folder, force_decoder=force_decoder)
     return model.eval()
@@ -190,9 +203,11 @@ def add_adapter(model: "MultimodalModel", folder: Path, *, force_decoder: bool) 
     folder = _whole(folder)
     config = _read_config(folder)
     if not force_decoder and (own := model.decoder.sha256()) != config["decoder_sha256"]:
+        trained_on = _in_words(config["decoder"], config.get("decoder_quantization", "none"))
+        present = _in_words(model.decoder_name, quantization_of(model.decoder.lm))
         raise UserError(
-            f"{folder}: was trained on decoder {config['decoder']} (sha256 {config['decoder_sha256'][:12]}), but "
-            f"{model.decoder_name} has {own[:12]}; expected the same weights (--force-decoder loads it all the same)"
+            f"{folder}: was trained on decoder {trained_on} (sha256 {config['decoder_sha256'][:12]}), but "
+            f"{present} has {own[:12]}; expected the same weights (--force-decoder loads it all the same)"
         )
     try:
         tensors = load_file(folder / WEIGHTS)

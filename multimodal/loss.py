@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
 
 IGNORE = -100
 
@@ -129,6 +130,10 @@ def _summed(hidden_ND: Tensor, head: Callable[[Tensor], Tensor], loss: ChunkLoss
     return _FrozenHeadLoss.apply(hidden_ND, head, loss, chunk)  # type: ignore[return-value]
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Sum of a loss over positions; saves the gradient of the hidden states and nothing of vocabulary size."""
 
@@ -141,7 +146,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         grad_ND = torch.empty_like(hidden_ND) if wants_grad else None
         for start in range(0, len(hidden_ND), chunk):
             rows = slice(start, start + chunk)
-            with torch.set_grad_enabled(wants_grad):
+            # Used up at once: of no use to hooks that move what waits for backward elsewhere.
+            with torch.set_grad_enabled(wants_grad), saved_tensors_hooks(_as_it_is, _as_it_is):
                 x = hidden_ND[rows].detach().requires_grad_(wants_grad)
                 loss = chunk_loss(head(x).float(), rows)
             if grad_ND is not None:

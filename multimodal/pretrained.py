@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
+from multimodal.quantization import Quantization, quantize_decoder
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.precision import resolve_device, resolve_precision
@@ -53,17 +54,22 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     return lm, tokenizer
 
 
-def load_decoder(name: str, *, dtype: torch.dtype, device: torch.device) -> tuple[FrozenDecoder, AnyTokenizer]:
-    """The frozen decoder and its tokenizer.
+def load_decoder(
+    name: str, *, dtype: torch.dtype, device: torch.device, quantization: str = "none"
+) -> tuple[FrozenDecoder, AnyTokenizer]:
+    """The frozen decoder, quantised from weights of that dtype, and its tokenizer.
 
     Raises:
-        UserError: as `read_decoder`, or not a decoder that can be grafted on.
+        UserError: as `read_decoder` and `quantize_decoder`, or not a decoder that can be grafted on.
     """
     lm, tokenizer = read_decoder(name, dtype=dtype)
+    quantize_decoder(lm, quantization)
     return FrozenDecoder(lm.to(device)), tokenizer  # type: ignore[arg-type]
 
 
-def load_for_training(name: str, config: TrainConfig) -> tuple[FrozenDecoder, AnyTokenizer]:
+def load_for_training(
+    name: str, config: TrainConfig, *, quantization: Quantization = "none"
+) -> tuple[FrozenDecoder, AnyTokenizer]:
     """The frozen decoder and its tokenizer on the device of a run, in the precision that suits it.
 
     Raises:
@@ -73,4 +79,4 @@ def load_for_training(name: str, config: TrainConfig) -> tuple[FrozenDecoder, An
     precision = resolve_precision(config.precision, device)
     # On a GPU the frozen weights stay in bf16; where arithmetic is fp32, so are they.
     dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
-    return load_decoder(name, dtype=dtype, device=device)
+    return load_decoder(name, dtype=dtype, device=device, quantization=quantization)

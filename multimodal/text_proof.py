@@ -8,6 +8,7 @@ from torch import Tensor
 from multimodal.decoder import FrozenDecoder
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import load_decoder
+from multimodal.quantization import Quantization
 from multimodal.report import DecoderProof
 from multimodal.tokenizer import AnyTokenizer
 
@@ -29,9 +30,11 @@ class BareDecoder:
     sha256: str
 
     @classmethod
-    def load(cls, name: str) -> "BareDecoder":
-        """Of a decoder's name, in fp32 on the CPU; nothing else is kept of it."""
-        decoder, tokenizer = load_decoder(name, dtype=torch.float32, device=torch.device("cpu"))
+    def load(cls, name: str, *, quantization: Quantization = "none") -> "BareDecoder":
+        """Of a decoder's name, in fp32 on the CPU and then quantised; nothing else is kept of it."""
+        decoder, tokenizer = load_decoder(
+            name, dtype=torch.float32, device=torch.device("cpu"), quantization=quantization
+        )
         return cls(text_logits(decoder, tokenizer), decoder.sha256())
 
     def proof(self, model: MultimodalModel) -> DecoderProof:

@@ -31,7 +31,7 @@ class Config(CaptioningConfig):
 def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
-    bare = BareDecoder.load(config.decoder)
+    bare = BareDecoder.load(config.decoder, quantization=config.decoder_quantize)
 
     model, result = train_captioning(config)
     proof = bare.proof(model)

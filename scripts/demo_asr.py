@@ -31,7 +31,7 @@ class Config(AsrConfig):
 def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
-    bare = BareDecoder.load(config.decoder)
+    bare = BareDecoder.load(config.decoder, quantization=config.decoder_quantize)
     model, result = train_asr(config, writers=ALL_WRITERS)
     proof, memory = bare.proof(model), peak_memory_mb(model.device)
     for name, scores in result.scores.items():

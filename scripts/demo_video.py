@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
+from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
@@ -31,7 +32,7 @@ def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
     model, result = train_video_qa(config)
-    proof = BareDecoder.load(model.decoder_name).proof(model)
+    proof = BareDecoder.load(model.decoder_name, quantization=quantization_of(model.decoder.lm)).proof(model)
     seed, data = config.train.seed, config.data
     clips = held_out_clips(
         data.clip_folder or config.run_dir / "clips",

@@ -13,6 +13,7 @@ from multimodal.config import dump
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
+from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
@@ -47,6 +48,8 @@ class AsrConfig:
     train: TrainConfig
     decoder: str = BUILTIN
     """"builtin", a folder, or a name of the hub."""
+    decoder_quantize: DecoderQuantization = "none"
+    """Keep the weights of its linear layers in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     encoder_name: str = ""
     """Hub name or folder of a speech encoder of transformers (Whisper, wav2vec2-BERT, Parakeet); empty: a conformer."""
@@ -111,7 +114,7 @@ def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> Multimoda
     Raises:
         UserError: decoder or encoder cannot be loaded, or no sound read.
     """
-    decoder, tokenizer = load_for_training(config.decoder, config.train)
+    decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
     torch.manual_seed(config.train.seed)
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     weights = config.encoder_weights

@@ -43,12 +43,20 @@ VIDEO = VideoConfig(
     ),
     frames=6,
 )
+LOW_MEMORY: dict[str, Any] = {
+    "optimizer": "adamw8bit",
+    "master_weights": "bf16",
+    "precision": "bf16",
+    "offload_activations": True,
+}
+"""Everything of the training settings that saves memory."""
 RATES = {"adapter": 1e-3, "gates": 1e-2, "encoder": 1e-3, "tokens": 1e-3}
 
 
-def decoder_for(tokenizer: AnyTokenizer, *, seed: int = 0) -> Any:
+def decoder_for(tokenizer: AnyTokenizer, *, family: str = "llama", seed: int = 0) -> Any:
     """A random decoder that reads and writes the tokenizer's ids."""
     return tiny_decoder(
+        family,
         seed=seed,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,

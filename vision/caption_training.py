@@ -16,6 +16,7 @@ from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
+from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
@@ -78,6 +79,8 @@ class CaptioningConfig:
     train: TrainConfig
     decoder: str = BUILTIN
     """"builtin", a folder, or a name of the hub."""
+    decoder_quantize: DecoderQuantization = "none"
+    """Keep the weights of its linear layers in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -92,7 +95,7 @@ class CaptioningConfig:
 
 def build_model(config: CaptioningConfig) -> MultimodalModel:
     """The frozen decoder with a new image adapter, on the device of the run."""
-    decoder, tokenizer = load_for_training(config.decoder, config.train)
+    decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
     torch.manual_seed(config.train.seed)
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))

@@ -19,6 +19,7 @@ from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
+from multimodal.quantization import DecoderQuantization, quantization_of
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from multimodal.train.precision import resolve_device
@@ -89,6 +90,8 @@ class VideoQAConfig:
     adapter that knows nothing."""
     decoder: str = BUILTIN
     """"builtin", a folder, or a name of the hub."""
+    decoder_quantize: DecoderQuantization = "none"
+    """Keep the weights of its linear layers in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     image_adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     stretch: bool = False
@@ -123,11 +126,17 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
     if config.image is not None:
         model = MultimodalModel.from_pretrained(config.image, device=str(resolve_device(config.train.device)))
         if "image" not in model.modalities or "video" in model.modalities:
-            found = ", ".join(model.modalities)
-            raise UserError(f"{config.image}: an adapter for {found}; expected one for images, without video")
+            kinds = ", ".join(model.modalities)
+            raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
+        found = quantization_of(model.decoder.lm)
+        if config.decoder_quantize not in ("none", found):
+            raise UserError(
+                f"--decoder.quantize {config.decoder_quantize}: {config.image} is for a decoder with quantization "
+                f"{found}; expected the same, or an image adapter trained so"
+            )
         torch.manual_seed(config.train.seed)
     else:
-        decoder, tokenizer = load_for_training(config.decoder, config.train)
+        decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
         torch.manual_seed(config.train.seed)
         model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
         model.add("image", ImageConfig(encoder=config.encoder, adapter=config.image_adapter, stretch=config.stretch))

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from multimodal.errors import UserError
 from multimodal.train import rng
-
-Parts = dict[str, list[tuple[str, nn.Parameter]]]
+from multimodal.train.low_memory import Parts, packed_state, unpacked_state
 
 
 @dataclass
@@ -36,6 +35,8 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     fingerprint: dict[str, int] = field(default_factory=dict)
     """What the order of samples depends on; must be the same on resume."""
+    optimizer: str = "adamw, fp32"
+    """Which one, and how trained weights are kept; likewise."""
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -105,7 +106,8 @@ def _tensors(parts: Parts, optimizer: torch.optim.Optimizer, generators: rng.Gen
     tensors = {f"rng/{name}": state for name, state in generators.tensors.items()}
     for name, parameter in _by_name(parts).items():
         tensors[f"model/{name}"] = parameter.detach()
-        tensors |= {f"optimizer/{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
+        state = packed_state(optimizer.state.get(parameter, {}))
+        tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -123,8 +125,11 @@ def _restore_weights(folder: Path, tensors: dict[str, Tensor], parts: Parts) -> 
 
 def _restore_optimizer(tensors: dict[str, Tensor], parts: Parts, optimizer: torch.optim.Optimizer) -> None:
     names = {id(parameter): name for name, parameter in _by_name(parts).items()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    states: dict[int, dict[str, Any]] = {i: _select(tensors, f"optimizer/{name}/") for i, name in enumerate(order)}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, Any]] = {
+        i: unpacked_state(_select(tensors, f"optimizer/{names[id(parameter)]}/"), parameter)
+        for i, parameter in enumerate(order)
+    }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": {i: state for i, state in states.items() if state}, "param_groups": groups})
 

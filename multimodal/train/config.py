@@ -32,7 +32,14 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Largest norm of the whole gradient. 0 = no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the hardware has it. Weights stay fp32."""
+    """Arithmetic of the forward pass; auto is bf16 where the hardware has it. Weights stay as in master_weights."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps AdamW's running averages in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
+    master_weights: Literal["fp32", "bf16"] = "fp32"
+    """How trained weights are kept, and AdamW's averages if not in 8 bits. bf16 is rounded stochastically; it needs the
+    same extra and precision bf16."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the CPU's memory, to save a GPU's."""
     device: str = "auto"
     """cpu, cuda, cuda:1 ...; auto is a GPU if there is one."""
     seed: int = 0

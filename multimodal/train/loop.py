@@ -7,7 +7,7 @@ also when captions have unequal lengths.
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from multimodal.errors import UserError
 from multimodal.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
 from multimodal.train.config import TrainConfig
 from multimodal.train.logging import RunLog, peak_memory_mb, write_description
+from multimodal.train.low_memory import weights_in
+from multimodal.train.offload import activations_on_cpu
 from multimodal.train.optim import (
     build_optimizer,
     freeze_and_select,
@@ -84,13 +86,14 @@ def train(
     run = _Run(
         task=task, dataset=dataset, collate=collate, config=config, run_dir=run_dir, evaluate=evaluate, order=order
     )
-    if resume:
-        run.restore()
-    # Before the log: worker processes are forked here, and the log starts threads.
-    with closing(run.data()) as steps, RunLog(run_dir, config, first_step=run.progress.step) as log:
-        config_yaml = config_yaml if config_yaml is not None else dump(config)
-        write_description(run_dir, config_yaml=config_yaml, precision=run.precision, device=run.device)
-        run.loop(steps, log)
+    with weights_in(torch.bfloat16, config, run.parts):
+        if resume:
+            run.restore()
+        # Before the log: worker processes are forked here, and the log starts threads.
+        with closing(run.data()) as steps, RunLog(run_dir, config, first_step=run.progress.step) as log:
+            config_yaml = config_yaml if config_yaml is not None else dump(config)
+            write_description(run_dir, config_yaml=config_yaml, precision=run.precision, device=run.device)
+            run.loop(steps, log)
     return run.result()
 
 
@@ -116,11 +119,14 @@ class _Run:
         if isinstance(task, nn.Module):
             task.to(self.device)
         self.parts = freeze_and_select(task, config.learning_rates)
+        kept = config.master_weights
+        if kept == "bf16" and self.precision != kept:
+            raise UserError(f"--master-weights is bf16 and arithmetic {self.precision}: expected --precision bf16 too")
         self.optimizer = build_optimizer(task, self.parts, config)
-        self.progress = Progress(fingerprint=self.order.fingerprint)
+        self.progress = Progress(fingerprint=self.order.fingerprint, optimizer=f"{config.optimizer}, {kept}")
 
     def restore(self) -> None:
-        """Go to the newest good checkpoint. Raises `UserError` if it saw its samples in another order."""
+        """Go to the newest good checkpoint. Raises `UserError` if it was begun otherwise."""
         found = load_newest(self.run_dir, parts=self.parts, optimizer=self.optimizer)
         if found is None:
             return
@@ -129,6 +135,11 @@ class _Run:
             before, after = begun.get(name, 0), now.get(name, 0)
             if before != after:
                 raise UserError(f"{self.run_dir} was begun with {name} {before}, now it is {after}: expected the same")
+        if found.optimizer != self.progress.optimizer:
+            raise UserError(
+                f"{self.run_dir} was begun with optimizer and weights {found.optimizer}, now they are "
+                f"{self.progress.optimizer}: expected the same"
+            )
         self.progress = found
 
     def data(self) -> Generator[StepData, None, None]:
@@ -166,9 +177,10 @@ class _Run:
         """One optimizer step: the mean loss, the norm of the gradient, the weight. If all is skipped, nothing moves."""
         self.optimizer.zero_grad(set_to_none=True)
         total, weight = torch.zeros((), device=self.device), 0
+        saved = activations_on_cpu if self.config.offload_activations else nullcontext
         for batch in data.micro_batches:
             batch = batch.to(self.device) if hasattr(batch, "to") else batch
-            with autocast(self.device, self.precision):
+            with autocast(self.device, self.precision), saved():
                 loss, count = self.task.loss(batch)
             if count:
                 loss.float().backward()
@@ -205,7 +217,7 @@ class _Run:
             "step": self.progress.step,
             "epoch": data.epoch,
             "loss": loss,
-            "learning_rate": {group["part"]: group["lr"] for group in self.optimizer.param_groups},
+            "learning_rate": {group["part"]: float(group["lr"]) for group in self.optimizer.param_groups},
             "grad_norm": norm,
             "tokens_per_second": weight / seconds,
             "samples_per_second": data.samples / seconds,
@@ -228,7 +240,7 @@ class _Run:
 
     def _evaluate(self, evaluate: Evaluate, log: RunLog) -> None:
         self._set_training(False)
-        with torch.no_grad(), shielded():
+        with torch.no_grad(), shielded(), weights_in(torch.float32, self.config, self.parts):
             self.progress.metrics = evaluate(self.progress.step)
         self._set_training(True)
         log.evaluation(self.progress.step, self.progress.metrics)

@@ -11,6 +11,7 @@ from torch import nn
 
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
+from multimodal.train.low_memory import low_memory_adamw
 from multimodal.train.task import Task
 
 
@@ -41,8 +42,11 @@ def freeze_and_select(task: Task, learning_rates: dict[str, float]) -> dict[str,
 
 def build_optimizer(
     task: Task, trained: dict[str, list[tuple[str, nn.Parameter]]], config: TrainConfig
-) -> torch.optim.AdamW:
-    """AdamW with two groups per part: matrices with weight decay, all else without. Groups carry `part` and `peak`."""
+) -> torch.optim.Optimizer:
+    """AdamW with two groups per part: matrices with weight decay, all else without. Groups carry `part` and `peak`.
+
+    Raises `UserError` if the settings ask for an optimizer that is not installed.
+    """
     modules = task.modules() if isinstance(task, nn.Module) else ()
     embeddings = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
     groups: list[dict[str, Any]] = []
@@ -53,6 +57,8 @@ def build_optimizer(
             if members:
                 weight_decay = config.weight_decay if decay else 0.0
                 groups.append({"params": members, "lr": peak, "weight_decay": weight_decay, "part": part, "peak": peak})
+    if (config.optimizer, config.master_weights) != ("adamw", "fp32"):
+        return low_memory_adamw(groups, config)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
 
@@ -82,7 +88,11 @@ def learning_rate_factor(config: TrainConfig, step: int, elapsed: float = 0.0) -
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every group its peak rate times `factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        rate = group["peak"] * factor
+        if isinstance(group["lr"], torch.Tensor):  # torchao's, which wants it changed in place
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def scale_and_clip(optimizer: torch.optim.Optimizer, *, weight: int, clip_norm: float) -> torch.Tensor:

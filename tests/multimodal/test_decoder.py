@@ -1,4 +1,4 @@
-"""The frozen decoder over ten families: text-only to the bit, media where and only where they belong, generation."""
+"""The frozen decoder over every family: text-only to the bit, media where and only where they belong, generation."""
 
 from typing import Any
 

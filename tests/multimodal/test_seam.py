@@ -1,4 +1,4 @@
-"""The hooks over ten families: free layers below, recomputation, one compiled graph, copies with hooks of their own."""
+"""The hooks over every family: free layers below, recomputation, one compiled graph, copies with hooks of their own."""
 
 import copy
 import io

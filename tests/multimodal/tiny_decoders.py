@@ -37,13 +37,16 @@ _GEMMA: dict[str, Any] = {**_GQA, "head_dim": HEAD_DIM, "query_pre_attn_scalar":
 # What each family is here for stands beside it.
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_GQA, "tie_word_embeddings": True}),
+    "llama2": ("llama", {"num_key_value_heads": HEADS, "tie_word_embeddings": False}),  # a key head for each query head
     "qwen2": ("qwen2", _GQA),  # biases in attention
     "qwen3": ("qwen3", {**_GQA, "head_dim": HEAD_DIM}),  # q/k norm
     "mistral": ("mistral", {**_GQA, "sliding_window": 4}),
+    "mixtral": ("mixtral", {**_GQA, "sliding_window": 4, "num_local_experts": 4}),  # experts
     "gemma2": ("gemma2", {**_GEMMA, "final_logit_softcapping": 1.0}),  # scaled embeddings, capped logits, mixed caches
     "gemma3": ("gemma3_text", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"] * 2}),
     "phi3": ("phi3", _GQA),  # fused projections
     "smollm3": ("smollm3", _GQA),  # layers without positions
+    "olmo": ("olmo", {**_GQA, "clip_qkv": 1.0}),  # norms without weights, clipped projections
     "olmo2": ("olmo2", _GQA),  # norm after the branch
     "gpt_neox": ("gpt_neox", {"hidden_dropout": 0.3}),  # parallel branches, LayerNorm, own names, dropout
     "granite": ("granite", {**_GQA, "logits_scaling": 3.0}),

@@ -19,6 +19,7 @@ from multimodal.train import loop
 from scripts import (
     answer_video,
     caption,
+    convert_llama2c,
     demo,
     demo_video,
     evaluate,
@@ -38,6 +39,7 @@ SCRIPTS: dict[str, Any] = {
     for m in (
         answer_video,
         caption,
+        convert_llama2c,
         demo,
         demo_video,
         evaluate,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from multimodal.model import MultimodalModel
+from multimodal.quantization import quantization_of
 from multimodal.train.config import StageConfig
 from speech.asr import SpeechSamples, evaluate_speech, prompt_of, read_spoken, speech_of
 from speech.asr_training import AsrConfig, train_asr
@@ -19,7 +20,7 @@ from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import SpeechDataConfig, evaluation_sets, training_utterances
 from tests.speech.made_speech import save_digits
 from tests.speech.test_encoder_training import STILL
-from tests.tiny_models import train_config
+from tests.tiny_models import LOW_MEMORY, train_config
 
 RATES = {"adapter": 5e-3, "encoder": 2e-3, "tokens": 5e-3}
 
@@ -83,6 +84,24 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, decoder_folder
     train_asr(part, report=lambda _: None)
     found = train_asr(replace(part, train=whole.train, resume=True), report=lambda _: None)[0].state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_it_trains_on_a_quantized_decoder_with_little_memory(
+    folder: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    frugal = config(folder, decoder_folder, tmp_path, steps=2, **LOW_MEMORY)
+    frugal = replace(
+        frugal,
+        decoder_quantize="fp8",
+        ctc=StageConfig(steps=1),
+        data=replace(frugal.data, test_split=""),
+        checkpointing=True,
+    )
+    model, _ = train_asr(frugal, report=lambda _: None)
+    again = MultimodalModel.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert quantization_of(again.decoder.lm) == "fp8" and again.decoder.sha256() == model.decoder.sha256()
+    pairs = zip(again.modalities.parameters(), model.modalities.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
 
 
 def without_reply(config: AsrConfig) -> int:

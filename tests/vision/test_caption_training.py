@@ -15,7 +15,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from multimodal.config import dump, parse
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
-from tests.tiny_models import ENCODER, RATES, TILE, ask, picture, tiny_model, train_config
+from multimodal.quantization import quantization_of
+from tests.tiny_models import ENCODER, LOW_MEMORY, RATES, TILE, ask, picture, tiny_model, train_config
 from vision.caption_tables import Columns
 from vision.caption_training import (
     AnnealConfig,
@@ -140,6 +141,23 @@ def test_memory_saving_changes_no_gradient(config: CaptioningConfig, bf16: bool)
     assert (a - b).norm() <= (0.05 if bf16 else 1e-5) * a.norm()
 
 
+def test_everything_that_saves_memory_goes_together(config: CaptioningConfig) -> None:
+    frugal = replace(
+        config,
+        decoder_quantize="int8",
+        checkpointing=True,
+        train=replace(config.train, **LOW_MEMORY),
+        data=replace(config.data, dev_count=2),
+    )
+    start = {name: p.clone() for name, p in build_model(frugal).modalities.named_parameters()}
+    model, _ = train_captioning(frugal, report=lambda _: None)
+    now = dict(model.modalities.named_parameters())
+    assert all(p.dtype is torch.float32 for p in now.values())
+    assert sum(not torch.equal(now[name], p) for name, p in start.items()) > len(start) / 2
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    assert quantization_of(again.decoder.lm) == "int8" and torch.equal(logits(again), logits(model))
+
+
 # ---- before training ----------------------------------------------------------------------------------------------
 
 
@@ -231,6 +249,21 @@ def test_a_written_configuration_is_read_back(config: CaptioningConfig, tmp_path
         encoder=EncoderOptions(**ENCODER, taps=(1, 2)),
         anneal=AnnealConfig(steps=3, learning_rates={"encoder": 1e-4}),
     )
-    for written in (config, full):
+    for written in (config, full, replace(config, decoder_quantize="int8")):
         (tmp_path / "run.yaml").write_text(dump(written))
         assert parse(CaptioningConfig, ["--config", str(tmp_path / "run.yaml")]) == written
+    flags = [
+        "--run-dir",
+        "runs/x",
+        "--train.steps",
+        "1",
+        "--train.batch-size",
+        "1",
+        "--train.learning-rates",
+        "gates",
+        "1",
+    ]
+    for flag in ("--decoder.quantize", "--decoder-quantize"):
+        assert parse(CaptioningConfig, [*flags, "--decoder", "builtin", flag, "fp8"]).decoder_quantize == "fp8"
+    with pytest.raises(UserError, match="int3"):
+        parse(CaptioningConfig, [*flags, "--decoder.quantize", "int3"])

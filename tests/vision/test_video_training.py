@@ -11,7 +11,8 @@ from multimodal.config import dump, parse
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.model import MultimodalModel
-from tests.tiny_models import ENCODER, VIDEO, ask, clip_file, tiny_model, train_config
+from multimodal.quantization import quantization_of
+from tests.tiny_models import ENCODER, LOW_MEMORY, VIDEO, ask, clip_file, tiny_model, train_config
 from vision.image_modality import EncoderOptions
 from vision.video_training import ClipDataConfig, VideoPretrainConfig, VideoQAConfig, build_video_model, train_video_qa
 
@@ -110,6 +111,15 @@ def test_the_image_layers_read_clips_if_the_config_says_so(config: VideoQAConfig
         assert again.modalities["video"].config.to_image_layers == (one is shown)  # type: ignore[union-attr]
     with pytest.raises(UserError, match="--image: the image layers of a new adapter"):
         build_video_model(replace(shown, image=None))
+
+
+def test_it_trains_on_a_quantized_decoder_with_little_memory(config: VideoQAConfig, adapter_folder: Path) -> None:
+    frugal = replace(config, decoder_quantize="int8", train=replace(config.train, **LOW_MEMORY), checkpointing=True)
+    model, _ = train_video_qa(frugal, report=lambda _: None)
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    assert quantization_of(again.decoder.lm) == "int8" and again.decoder.sha256() == model.decoder.sha256()
+    with pytest.raises(UserError, match=r"--decoder\.quantize int8: .* is for a decoder with quantization none"):
+        build_video_model(replace(frugal, image=adapter_folder))
 
 
 def test_broken_clips_are_skipped_and_reported(config: VideoQAConfig, tmp_path: Path) -> None:
