@@ -48,11 +48,13 @@ def multiple_choice(question: ClipQuestion) -> ClipQuestion:
 
 @dataclass(frozen=True)
 class QuestionedClip:
-    """A clip on disk and what is asked about it."""
+    """A clip on disk and what is asked about it, or about a part of it."""
 
     clip: Path
     questions: tuple[ClipQuestion, ...]
     name: str
+    between: tuple[float, float] | None = None
+    """Start and end of the part in seconds; None: all of it."""
 
 
 class ClipSet(Protocol):

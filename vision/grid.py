@@ -3,12 +3,14 @@
 Six words a sentence: command, colour, preposition, letter, digit, adverb (Cooke et al. 2006).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from multimodal.data.grid_grammar import SLOTS
 from multimodal.data.tables import read_text, table_cells
+from multimodal.data.word_times import WordTimes, draw_pieces
 from multimodal.errors import UserError
-from vision.clip_question import ClipQuestion
+from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.clip_tables import ClipRow
 
 SENTENCE = "What is said?"
@@ -33,6 +35,27 @@ def grid_questions(sentence: str) -> tuple[ClipQuestion, ...]:
         for slot, word in zip(SLOTS, words, strict=True)
     ]
     return (*asked, ClipQuestion("sentence", SENTENCE, sentence))
+
+
+def grid_cuttings(clips: Sequence[QuestionedClip], times: WordTimes, *, count: int, seed: int) -> list[QuestionedClip]:
+    """`count` parts of clips in which one to four words are spoken, with the questions about these words.
+
+    Raises:
+        UserError: no clip has word times.
+    """
+    by_name = {clip.name: clip for clip in clips}
+    return [
+        QuestionedClip(
+            by_name[piece.name].clip,
+            (
+                *by_name[piece.name].questions[piece.first : piece.first + len(piece.words)],
+                ClipQuestion("sentence", SENTENCE, " ".join(piece.words)),
+            ),
+            piece.label,
+            between=(piece.start, piece.end),
+        )
+        for piece in draw_pieces(list(by_name), times, count=count, seed=seed)
+    ]
 
 
 def grid_rows(path: Path) -> list[ClipRow]:

@@ -59,7 +59,7 @@ class ClipSamples:
             for question in rng.sample(clip.questions, min(self.questions, len(clip.questions)))
         ]
         video: Any = self.turns.model.modalities["video"]
-        frames = self.broken.read(lambda: video.prepare(clip.clip), id=clip.name)
+        frames = self.broken.read(lambda: video.prepare(clip.clip, between=clip.between), id=clip.name)
         if frames is None:
             return None
         return Sample({"video": (frames,)}, tuple(self.turns(one.question, one.answer) for one in asked))

@@ -141,29 +141,41 @@ class VideoModality(nn.Module):
             weights_sha256(self.image.encoder), self.tiling, self.config.frames, self.config.motion, precision
         )
 
-    def prepare(self, source: ClipSource) -> ClipFrames:
+    def prepare(self, source: ClipSource, *, between: tuple[float, float] | None = None) -> ClipFrames:
         """A clip's sampled frames, as cached features if there are any, else as tiles.
 
+        Args:
+            source: as for `read_clip`.
+            between: start and end in seconds of a part that is shown as a clip of its own; None: all of it.
+
         Raises:
-            UserError: it cannot be read.
+            UserError: it cannot be read, or has no frame in that part.
         """
-        key = self._key(source)
+        key = self._key(source, between)
         if self.cache is not None and key and (found := self.cache.load(key)) is not None:
             frames = found["tokens"].split(found["lengths"].tolist())
             grids = tuple((rows, columns) for rows, columns in found["grids"].tolist())
             return ClipFrames(grids, found["times"], frames, encoded=True)
         clip = read_clip(source, count=self.config.frames)
         pictures = neighbours_as_colours(clip.frames) if self.config.motion else clip.frames
+        shown, positions = range(len(pictures)), clip.positions
+        if between is not None:
+            start, end = between
+            shown = [number for number, at in enumerate(clip.seconds) if start <= at <= end]
+            positions = [(clip.seconds[number] - start) / (end - start) for number in shown]
+            if not shown:
+                raise UserError(f"{source}: no frame between {start:.2f} and {end:.2f} s; expected a part of the clip")
         tiling = self.tiling
-        return ClipFrames.from_tiles([tiling.tile(picture) for picture in pictures], clip.positions, key=key)
+        return ClipFrames.from_tiles([tiling.tile(pictures[number]) for number in shown], positions, key=key)
 
-    def _key(self, source: ClipSource) -> str:
+    def _key(self, source: ClipSource, between: tuple[float, float] | None) -> str:
         """The weights, how frames are made and chosen, and the file as it is now; empty for what is no file."""
         if self.cache is None or not isinstance(source, str | Path) or not Path(source).is_file():
             return ""
         path = Path(source).resolve()
         stat = path.stat()
-        return cache_key(self._cache_base, path, stat.st_size, stat.st_mtime_ns)
+        part = () if between is None else between
+        return cache_key(self._cache_base, path, stat.st_size, stat.st_mtime_ns, *part)
 
     def blank(self, item: ClipFrames) -> ClipFrames:
         """As many frames with nothing on them, for the blank control."""

@@ -14,6 +14,7 @@ import torch
 from multimodal.config import dump
 from multimodal.data.broken import OnError
 from multimodal.data.feature_cache import FeatureCache
+from multimodal.data.word_times import WORD_TIMES, read_word_times
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
@@ -27,6 +28,7 @@ from vision.builtin_clips import BuiltinClips
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
 from vision.clip_question import ClipSet, QuestionedClip
+from vision.grid import grid_cuttings
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
@@ -54,6 +56,9 @@ class ClipDataConfig:
     """Questions about a clip learnt in one step; the clip is encoded once for all of them."""
     choice: float = 0.3
     """Share of the questions with options that are asked as multiple choice, by option letter."""
+    cuttings: int = 0
+    """So many parts of one to four words are cut out of GRID's training clips, by their word_times.tsv, and learnt from
+    as well."""
     on_error: OnError = "skip"
     """A broken clip is skipped, counted and reported, or ends the run."""
     clips: int = 4000
@@ -178,7 +183,12 @@ def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False
         )
     split = data.dev_split if dev else data.train_split
     clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
-    return clips[: data.dev_count] if dev else clips
+    if dev or captions or not data.cuttings:
+        return clips[: data.dev_count] if dev else clips
+    if data.kinds:
+        raise UserError("--data.cuttings with --data.kinds: expected all kinds of questions")
+    times = read_word_times(Path(source) / WORD_TIMES)
+    return clips + grid_cuttings(clips, times, count=data.cuttings, seed=config.train.seed)
 
 
 def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from multimodal.data.word_times import MARGIN_SECONDS
 from multimodal.errors import UserError
-from speech.cuttings import MARGIN_SECONDS, cuttings
+from speech.cuttings import cuttings
 from speech.utterance import CutSound, FileSound, SoundMemory, Utterance
 from tests.speech.made_speech import save, tone
 
@@ -40,5 +41,5 @@ def test_pieces_are_words_in_a_row_with_their_sound(tmp_path: Path) -> None:
 
 def test_without_times_there_is_nothing_to_cut(tmp_path: Path) -> None:
     whole = Utterance(sound=FileSound(tmp_path / "b.wav"), text="four", id="b")
-    with pytest.raises(UserError, match="none of 1 utterances has word times"):
+    with pytest.raises(UserError, match="none of 1 recordings has word times"):
         cuttings([whole], TIMES, count=1, seed=0)

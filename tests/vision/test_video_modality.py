@@ -18,6 +18,7 @@ from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from tests.allocated import peak_allocated
 from tests.tiny_models import CONFIG, TILE, VIDEO, ask, clip_file, open_gates, picture, tiny_model, tiny_video_model
+from vision.clip import read_clip
 from vision.clip_frames import ClipFrames
 from vision.image_adapter import ImageAdapterConfig
 from vision.video_adapter import VideoAdapterConfig
@@ -263,6 +264,25 @@ def test_an_entry_is_of_these_weights_this_sampling_and_this_file(tmp_path: Path
 
 
 # ---- saved ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_of_a_clip_has_its_frames_and_times_of_its_own(tmp_path: Path) -> None:
+    """The frames of the whole, in which the part alone goes from 0 to 1; the cache tells the two apart."""
+    model = tiny_video_model()
+    modality = video(model)
+    path = clip_file(tmp_path / "a.mp4", seed=1)
+    seconds = read_clip(path, count=modality.config.frames).seconds
+    start, end = seconds[1], seconds[-2]
+    whole, part = modality.prepare(path), modality.prepare(path, between=(start, end))
+    assert len(part) == len(whole) - 2 and (part.times[0], part.times[-1]) == (0.0, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(part.frames, whole.frames[1:-1], strict=True))
+    modality.use_cache(FeatureCache(tmp_path / "cache", max_gb=1))
+    encoded = [modality.encode(modality.prepare(path, between=between)) for between in (None, (start, end))]
+    again = modality.prepare(path, between=(start, end))
+    assert again.encoded and torch.equal(again.features().tokens, encoded[1].tokens)
+    assert again.features().lengths == encoded[0].lengths[1:-1]
+    with pytest.raises(UserError, match=r"no frame between 90\.00 and 91\.00 s"):
+        modality.prepare(path, between=(90.0, 91.0))
 
 
 def test_a_saved_adapter_says_the_same(tmp_path: Path, decoder_folder: Path) -> None:
