@@ -43,8 +43,9 @@ class WeightFolder:
         return {name: tensor.shape for name, tensor in self.stored.items()}
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor, without reading it."""
-        return _open(self.stored[name].file).get_slice(name)[:0].dtype
+        """The dtype of a tensor, of which nothing is read but a scalar."""
+        shard, shape = _open(self.stored[name].file), self.stored[name].shape
+        return (shard.get_slice(name)[:0] if shape else shard.get_tensor(name)).dtype
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name, shard by shard."""

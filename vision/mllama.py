@@ -54,7 +54,7 @@ def read_mllama(folder: Path, *, numerics: Numerics = "reference", device: str =
             that is truncated or a pickle, no tokenizer with <|image|> behind the vocabulary, pictures prepared in
             another way.
     """
-    config = read_config(folder)
+    config: Any = read_config(folder)
     weights = open_weights(folder)
     names = {canonical(name): name for name in weights.shapes}
     if len(names) < len(weights.shapes):
@@ -98,7 +98,7 @@ def write_mllama(model: MultimodalModel, folder: Path, *, shard_bytes: int = SHA
         raise UserError(f"a model with {', '.join(model.modalities) or 'no adapter'}; expected an image adapter alone")
     lm: Any = model.decoder.lm
     image: ImageConfig = _image(model).config
-    config = mllama_config(lm, image, dtype=lm.dtype)
+    config: Any = mllama_config(lm, image, dtype=lm.dtype)
     sizes = sizes_of(config, image.encoder.numerics)
     processor = MllamaProcessor(
         image_processor=_processor(_image(model).tiling),

@@ -69,7 +69,7 @@ def test_transformers_loads_what_is_written(folder: Path, tmp_path: Path) -> Non
     assert all(torch.equal(tensor, expected[name]) for name, tensor in theirs.state_dict().items())
     settings = json.loads((tmp_path / "written" / "config.json").read_text())
     before = json.loads((folder / "config.json").read_text())
-    assert settings == before
+    assert settings.items() >= before.items()
     loaded = MllamaProcessor.from_pretrained(tmp_path / "written")
     said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]
     assert loaded.apply_chat_template(said) == processor().apply_chat_template(said)
@@ -236,7 +236,7 @@ def test_other_pictures_another_placeholder_no_tokenizer_no_config(spoilt: Path)
     settings = json.loads((spoilt / "processor_config.json").read_text())["image_processor"]
     (spoilt / "processor_config.json").unlink()
     file.write_text(json.dumps(settings | {"image_mean": [0.5, 0.5, 0.5]}))
-    refused(spoilt, "image_mean [0.5, 0.5, 0.5]")
+    refused(spoilt, "image_mean (0.5, 0.5, 0.5)")
     file.unlink()
     read(spoilt)
     (spoilt / "tokenizer.json").unlink()
