@@ -308,11 +308,9 @@ class ImageEncoder(nn.Module):
         self.gradient_checkpointing = True
 
     def _layout(self, batch: TileBatch) -> TileLayout:
-        config = self.config
-        expect_tile_size(batch, config.tile_size)
-        return lay_out(
-            batch, max_tiles=config.max_tiles, tokens_per_tile=self.tokens_per_tile, numerics=config.numerics
-        )
+        expect_tile_size(batch, self.tile_size)
+        most, numerics = self.config.max_tiles, self.config.numerics
+        return lay_out(batch, max_tiles=most, tokens_per_tile=self.tokens_per_tile, numerics=numerics)
 
     def _plain(self, layout: TileLayout, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         """`forward_intermediates`, padding included."""
