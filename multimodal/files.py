@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+from safetensors import SafetensorError
+
 from multimodal.errors import UserError
 
 
@@ -73,7 +75,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A draft to write to, which becomes the folder at the end; if anything fails, nothing remains.
 
     Raises:
-        UserError: the folder holds something already.
+        UserError: the folder holds something already, or safetensors cannot write (a full disk).
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; expected a new folder")
@@ -82,6 +84,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         yield draft
         os.replace(draft, folder)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}; expected a writable disk with room") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -79,6 +79,9 @@ def _check(config: Any, file: Path) -> None:
     for name, (found, wanted) in expected.items():
         if found != wanted:
             raise UserError(f"{file}: {name} {found}; expected {wanted}")
+    for name in ("image_size", "patch_size"):
+        if not isinstance(side := getattr(vision, name), int):
+            raise UserError(f"{file}: vision_config.{name} {side}; expected one number")
     if taps != sorted({*taps} & {*range(1, vision.num_hidden_layers)}):
         raise UserError(
             f"{file}: vision_config.intermediate_layers_indices {taps}; expected rising numbers from 1 to "
@@ -185,6 +188,7 @@ def _check_representable(text: Any, image: ImageConfig) -> None:
     options, adapter = image.encoder, image.adapter
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None)
+    own_kv_heads = adapter.kv_heads or adapter.heads or kv_heads
     wrong = {
         f"a decoder of the family {text.model_type}": text.model_type != "llama",
         "biases in the decoder": getattr(text, "attention_bias", False) or getattr(text, "mlp_bias", False),
@@ -195,7 +199,7 @@ def _check_representable(text: Any, image: ImageConfig) -> None:
         "stretched pictures": image.stretch,
         "a tap after the last layer": options.layers in options.tap_layers,
         f"cross-attention with {adapter.heads} heads": adapter.heads not in (0, text.num_attention_heads),
-        f"cross-attention with {adapter.kv_heads} key/value heads": adapter.kv_heads not in (0, kv_heads),
+        f"cross-attention with {own_kv_heads} key/value heads": own_kv_heads != kv_heads,
         f"cross-attention with a feed-forward of {adapter.ffn}": adapter.ffn not in (0, text.intermediate_size),
     }
     for what, holds in wrong.items():

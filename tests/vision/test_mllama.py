@@ -222,6 +222,7 @@ def test_of_many_wrong_tensors_ten_are_named(spoilt: Path) -> None:
         ("vision_config", {"supported_aspect_ratios": [[1, 1], [2, 1]]}, "supported_aspect_ratios"),
         ("vision_config", {"norm_eps": 1e-6}, "norm_eps"),
         ("vision_config", {"hidden_size": "wide"}, "config.json"),
+        ("vision_config", {"image_size": [28, 28]}, "image_size [28, 28]; expected one number"),
         ("", {"model_type": "llama"}, "model_type 'llama'; expected 'mllama'"),
         ("", {"text_config": 3}, "config.json"),
     ],
@@ -302,10 +303,21 @@ def test_what_cannot_be_written_is_refused_and_nothing_remains(folder: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_a_tap_after_the_last_layer_has_no_index(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        ("encoder", {"taps": (1, 4)}, "a tap after the last layer"),
+        ("encoder", {"tap_norm": True}, "norms on taps"),
+        ("encoder", {"stem": "conv", "patch_size": 4}, "a convolutional stem"),
+        ("adapter", {"heads": 2}, "cross-attention with 2 heads"),
+        ("adapter", {"heads": 4}, "cross-attention with 4 key/value heads"),
+        ("adapter", {"ffn": 20}, "a feed-forward of 20"),
+    ],
+)
+def test_settings_that_the_architecture_has_not(folder: Path, part: str, settings: Any, said: str) -> None:
     assert max(TAPS) < 4
     ours = read(folder)
     image: Any = ours.modalities["image"]
-    image.config = replace(image.config, encoder=replace(image.config.encoder, taps=(1, 4)))
-    with pytest.raises(UserError, match="a tap after the last layer"):
+    image.config = replace(image.config, **{part: replace(getattr(image.config, part), **settings)})
+    with pytest.raises(UserError, match=f"cannot hold .*{said}"):
         write_mllama(ours, folder.parent / "never")
