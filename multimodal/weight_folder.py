@@ -95,7 +95,8 @@ def _open(file: Path) -> Any:
         raise UserError(f"{file}: no such file; expected a shard that {INDEX} names") from None
     except SafetensorError as error:
         with file.open("rb") as opened:
-            pickle = opened.read(4).startswith((b"PK\x03\x04", b"\x80"))
+            head = opened.read(8)  # of safetensors: the length of the header
+        pickle = head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and int.from_bytes(head, "little") > 10**9)
         found = "a pickle, which may run code" if pickle else f"cannot be read, perhaps truncated ({error})"
         raise UserError(f"{file}: {found}; expected safetensors") from None
 
