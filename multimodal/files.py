@@ -3,13 +3,17 @@ writing a file so that it is never half there.
 """
 
 import os
-from collections.abc import Collection, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+
+from safetensors import SafetensorError
 
 from multimodal.errors import UserError
 
@@ -64,6 +68,26 @@ def find_files(paths: Sequence[str], suffixes: Collection[str], *, what: str) ->
             raise UserError(f"{text}: no {what} found; expected a {what} file, a folder with {what}s, or a glob")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A draft to write to, which becomes the folder at the end; if anything fails, nothing remains.
+
+    Raises:
+        UserError: the folder holds something already, or safetensors cannot write (a full disk).
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; expected a new folder")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        os.replace(draft, folder)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}; expected a writable disk with room") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -35,18 +35,22 @@ class AdapterMemory:
         memory_group: long [B, S], the group of each memory token; -1 = padding.
         token_group: long [B, P], the group each prompt position may look at; 0 = none. Positions after the prompt
             (generated tokens) inherit the last column.
+        memory_column: long [B, S], the first column that sees each memory token; None = all columns of its group do.
     """
 
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
     memory_group: Tensor
     token_group: Tensor
+    memory_column: Tensor | None = None
 
     def visible(self, columns_T: Tensor) -> Visibility:
         """Masks for the given columns of the sequence (long [T], counted from the start of the prompt)."""
         group_BT = self.token_group.index_select(1, columns_T.clamp(max=self.token_group.shape[1] - 1))
         group_BT1 = group_BT[:, :, None]
         mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
+        if self.memory_column is not None:
+            mask_BTS = mask_BTS & (columns_T[:, None] >= self.memory_column[:, None, :])
         return Visibility(mask_BTS, mask_BTS.any(-1))
 
     def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
@@ -56,6 +60,7 @@ class AdapterMemory:
             {layer: v.index_select(0, rows_R) for layer, v in self.values.items()},
             self.memory_group.index_select(0, rows_R),
             self.token_group.index_select(0, rows_R)[:, :length],
+            None if self.memory_column is None else self.memory_column.index_select(0, rows_R),
         )
 
     def or_else(self, other: "AdapterMemory") -> "AdapterMemory":
@@ -66,6 +71,7 @@ class AdapterMemory:
             {layer: torch.cat([v, other.values[layer]], dim=2) for layer, v in self.values.items()},
             torch.cat([self.memory_group.masked_fill(~sees_B, -1), other.memory_group.masked_fill(sees_B, -1)], dim=1),
             torch.where(sees_B, self.token_group, other.token_group),
+            _joined_columns(self, other),
         )
 
     def expand(self, n: int) -> "AdapterMemory":
@@ -75,7 +81,15 @@ class AdapterMemory:
             {layer: v.repeat_interleave(n, 0) for layer, v in self.values.items()},
             self.memory_group.repeat_interleave(n, 0),
             self.token_group.repeat_interleave(n, 0),
+            None if self.memory_column is None else self.memory_column.repeat_interleave(n, 0),
         )
+
+
+def _joined_columns(*memories: AdapterMemory) -> Tensor | None:
+    if all(memory.memory_column is None for memory in memories):
+        return None
+    columns = [torch.zeros_like(m.memory_group) if m.memory_column is None else m.memory_column for m in memories]
+    return torch.cat(columns, dim=1)
 
 
 @dataclass(frozen=True)

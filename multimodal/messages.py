@@ -5,7 +5,8 @@ A message is `{"role": ..., "content": ...}` as in `transformers`; its content i
 medium becomes one placeholder token, whose id lies behind the decoder's own vocabulary (spec A4.2).
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +77,8 @@ def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
     return parts
 
 
-def _flatten(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Medium]]:
-    """Messages with text content only, in which each medium has become its placeholder, and the media in order.
+def _flatten(messages: Sequence[Message]) -> tuple[list[Message], list[Medium]]:
+    """Messages whose content is parts, texts and media without their values, and the media in order.
 
     A text that already spells the placeholders of all media says itself where they stand.
     """
@@ -93,17 +94,50 @@ def _flatten(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Me
         given = sum(m.kind == kind for m in media)
         if count and count != given:
             raise UserError(f"the text has {count} {placeholder(kind)} placeholders, but {given} were given")
-    flat = []
+    flat: list[Message] = []
     for message in messages:
-        text = "".join(
-            p["text"] if p["type"] == "text" else "" if spelt[p["type"]] else placeholder(p["type"])
-            for p in _parts(message)
-        )
-        flat.append({"role": message["role"], "content": text})
+        parts = []
+        for part in _parts(message):
+            if part["type"] == "text":
+                parts += _split_spelt(part["text"])
+            elif not spelt[part["type"]]:
+                parts.append({"type": part["type"]})
+        flat.append({"role": message["role"], "content": parts})
     return flat, media
 
 
-def _render(tokenizer: AnyTokenizer, messages: list[dict[str, str]]) -> tuple[str, str]:
+def _split_spelt(text: str) -> list[dict[str, str]]:
+    """A text in which placeholders may stand, as texts and media."""
+    kinds = {placeholder(kind): kind for kind in MEDIA_KINDS}
+    pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text)
+    return [{"type": kinds[p]} if p in kinds else {"type": "text", "text": p} for p in pieces if p]
+
+
+def _kinds_in_template(tokenizer: AnyTokenizer) -> set[str]:
+    """The media for which a chat template writes Graft's placeholders itself, where a message has them as parts.
+
+    Llama 3.2 Vision's does, and says other things around messages with pictures than around those without.
+    """
+    found = set()
+    for kind in (kind for kind in MEDIA_KINDS if placeholder(kind) in str(tokenizer.chat_template)):
+        probe = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "."}]}]
+        try:
+            if placeholder(kind) in str(tokenizer.apply_chat_template(probe, tokenize=False)):
+                found.add(kind)
+        except (TemplateError, TypeError):  # it expects texts alone
+            continue
+    return found
+
+
+def _content(parts: Sequence[Mapping[str, Any]], as_parts: Collection[str]) -> str | list[Mapping[str, Any]]:
+    """Parts of a message as one text with placeholders; as a list, if media of the kinds `as_parts` are among them."""
+    texts = [p if p["type"] in ("text", *as_parts) else {"type": "text", "text": placeholder(p["type"])} for p in parts]
+    if any(part["type"] in as_parts for part in texts):
+        return texts
+    return "".join(part["text"] for part in texts)
+
+
+def _render(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> tuple[str, str]:
     """The prompt text before the answer, and what follows an answer (its end of turn).
 
     Raises:
@@ -111,11 +145,13 @@ def _render(tokenizer: AnyTokenizer, messages: list[dict[str, str]]) -> tuple[st
     """
     if not tokenizer.chat_template:
         begin = tokenizer.bos_token or ""
-        return begin + "".join(m["content"] + "\n" for m in messages), tokenizer.eos_token or ""
+        return begin + "".join(f"{_content(m['content'], ())}\n" for m in messages), tokenizer.eos_token or ""
     marker = "\x00answer\x00"
-    answered = [*messages, {"role": "assistant", "content": marker}]
+    as_parts = _kinds_in_template(tokenizer)
+    asked = [{"role": m["role"], "content": _content(m["content"], as_parts)} for m in messages]
+    answered = [*asked, {"role": "assistant", "content": marker}]
     try:
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         whole = tokenizer.apply_chat_template(answered, tokenize=False)
     except TemplateError as error:
         raise UserError(f"the decoder's chat template refuses the messages: {error}") from None

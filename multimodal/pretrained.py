@@ -44,14 +44,22 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
         lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    return lm, read_tokenizer(path, name=name)
+
+
+def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
+    """The tokenizer of a decoder's folder or hub name; `name` is what the message calls the decoder.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(": ")
         raise UserError(
             f"decoder {name}: no usable tokenizer ({reason}); expected its files beside the weights"
         ) from None
-    return lm, tokenizer
 
 
 def load_decoder(

@@ -4,6 +4,7 @@ Weight-only: activations keep their precision, and embeddings, norms and the out
 promised of a frozen decoder (same logits, same hash) is promised of the quantised one.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -84,6 +85,20 @@ def quantization_of(lm: nn.Module) -> Quantization:
         if isinstance(module, QuantizedLinear):
             return module.quantization
     return "none"
+
+
+def expect_quantization(lm: nn.Module, wanted: Quantization, *, adapter: Path) -> None:
+    """Refuse what is asked for if the adapter to go on from is for a decoder that was quantised otherwise.
+
+    Raises:
+        UserError: it is; "none" asks for nothing.
+    """
+    found = quantization_of(lm)
+    if wanted not in ("none", found):
+        raise UserError(
+            f"--decoder.quantize {wanted}: {adapter} is for a decoder with quantization {found}; expected the same, "
+            "or an adapter trained so"
+        )
 
 
 def _torchao_config(quantization: str) -> Any:

@@ -16,9 +16,10 @@ from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
-from multimodal.quantization import DecoderQuantization
+from multimodal.quantization import DecoderQuantization, expect_quantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
+from multimodal.train.precision import resolve_device
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
@@ -81,6 +82,8 @@ class CaptioningConfig:
     """"builtin", a folder, or a name of the hub."""
     decoder_quantize: DecoderQuantization = "none"
     """Keep the weights of its linear layers in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
+    start: Path | None = None
+    """Image adapter to go on from, with its own decoder and sizes: one trained here, or of convert_mllama."""
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,13 +97,25 @@ class CaptioningConfig:
 
 
 def build_model(config: CaptioningConfig) -> MultimodalModel:
-    """The frozen decoder with a new image adapter, on the device of the run."""
-    decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
-    torch.manual_seed(config.train.seed)
-    model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
-    model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))
+    """The frozen decoder with a new image adapter, or one to go on from, on the device of the run.
+
+    Raises:
+        UserError: either cannot be loaded, or the adapter to go on from is not one for images alone.
+    """
+    if config.start is not None:
+        model = MultimodalModel.from_pretrained(config.start, device=str(resolve_device(config.train.device)))
+        if list(model.modalities) != ["image"]:
+            found = ", ".join(model.modalities)
+            raise UserError(f"{config.start}: an adapter for {found}; expected one for images alone")
+        expect_quantization(model.decoder.lm, config.decoder_quantize, adapter=config.start)
+        torch.manual_seed(config.train.seed)
+    else:
+        decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
+        torch.manual_seed(config.train.seed)
+        model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
+        model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))
     if config.checkpointing:
-        decoder.enable_gradient_checkpointing()
+        model.decoder.enable_gradient_checkpointing()
         model.modalities["image"].encoder.enable_gradient_checkpointing()  # type: ignore[operator, union-attr]
     return model
 

@@ -122,6 +122,22 @@ def gate_values(adapter: nn.Module) -> dict[str, float]:
     return {name: torch.tanh(gate.weight.detach()).item() for name, gate in gates.items()}
 
 
+def own_columns(lengths: tuple[int, ...], batch: MediaBatch) -> Tensor:
+    """For each memory token the column of its own placeholder, [B, S] in the order of `CrossLayers.memory`: then the
+    placeholders of one group see the media up to their own, as in the released model. Media take one token each.
+    """
+    columns: list[list[int]] = []
+    for row, groups in zip(batch.rows, batch.token_group.tolist(), strict=True):
+        columns.append([])
+        before = dict.fromkeys(groups, 0)
+        for medium, group in row:
+            columns[-1] += [groups.index(group) + before[group]] * lengths[medium]
+            before[group] += 1
+    longest = max(map(len, columns))
+    padded = [row + [0] * (longest - len(row)) for row in columns]
+    return torch.tensor(padded, dtype=torch.long, device=batch.token_group.device)
+
+
 def _gather_plan(lengths: tuple[int, ...], batch: MediaBatch, *, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each row the indices [B, S] of its memory tokens among all, and their groups (-1 = padding, index 0)."""
     starts = [0]

@@ -3,8 +3,8 @@
 Llama 3 paper, section 7.2 / spec A2: a plain ViT (trained contrastively), then a few gated global layers that start as
 the identity; the final features are joined with those after chosen layers ("taps"), because contrastive encoders lose
 fine localisation in their last layers. All tiles of one picture attend to each other. Pictures with equally many tiles
-run together, the others in their own group: there is no padding and no mask, so a picture's features never depend on
-its neighbours.
+run together, the others in their own group: there is no padding and no mask, unless the numerics of the released model
+are asked for (`vision.tile_layout`). In either case a picture's features never depend on its neighbours.
 
 Legend: T tiles of the batch, M pictures of a group, n tiles of each, L tokens of a tile (class token, then patches), D
 width, C = D * (1 + taps) feature width, P tokens of a picture (n * L), h heads, K head width, S tile size in pixels.
@@ -24,8 +24,9 @@ from torchvision.ops import StochasticDepth
 from multimodal.attention import attend
 from multimodal.errors import UserError
 from multimodal.layers import TanhGate
-from vision.positions import GatedPositions, GatedTileEmbedding, tile_rows
-from vision.tiling import CLIP_MEAN, CLIP_STD, Grid, TileBatch
+from vision.positions import GatedPositions, GatedTileEmbedding
+from vision.tile_layout import Numerics, TileLayout, lay_out, tiles_by_count
+from vision.tiling import CLIP_MEAN, CLIP_STD, TileBatch
 
 
 def paper_taps(layers: int) -> tuple[int, ...]:
@@ -77,6 +78,8 @@ class ImageEncoderConfig:
     """Highest rate of dropped residual branches, in training; it rises with depth."""
     tap_norm: bool = True
     """A LayerNorm on each tap (spec A2.6.3)."""
+    numerics: Numerics = "strict"
+    """strict: nothing sees padding; reference: padded as in the released Llama 3.2 Vision, for weights from there."""
 
     def __post_init__(self) -> None:
         size, patch, halvings = self.tile_size, self.patch_size, self.patch_size.bit_length() - 1
@@ -89,6 +92,8 @@ class ImageEncoderConfig:
             f"max_tiles {self.max_tiles}, expected 1 or more": self.max_tiles < 1,
             f"drop_path {self.drop_path}, expected 0 <= drop_path < 1": not 0 <= self.drop_path < 1,
             f"stem {self.stem!r}, expected 'patch' or 'conv'": self.stem not in ("patch", "conv"),
+            f"numerics {self.numerics!r}, expected 'strict' or 'reference'": self.numerics
+            not in ("strict", "reference"),
             f"patch_size {patch}: the conv stem needs a power of 2 that divides twice the width {self.width}": (
                 self.stem == "conv" and not conv_fits
             ),
@@ -208,10 +213,11 @@ class ImageEncoder(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         width, layers, tiles = config.width, config.layers, config.max_tiles
+        padded = config.numerics == "reference"
         self.stem = STEMS[config.stem](patch_size=config.patch_size, width=width)
         self.class_token_D = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.pre_tile = GatedTileEmbedding(max_tiles=tiles, width=width)
-        self.positions = GatedPositions(max_tiles=tiles, side=config.patch_side, width=width)
+        self.pre_tile = GatedTileEmbedding(max_tiles=tiles, width=width, padded=padded)
+        self.positions = GatedPositions(max_tiles=tiles, side=config.patch_side, width=width, padded=padded)
         self.norm_pre = nn.LayerNorm(width, eps=1e-5)
         self.layers = nn.ModuleList(
             Block(
@@ -224,7 +230,7 @@ class ImageEncoder(nn.Module):
             for i in range(layers)
         )
         self.norm_post = nn.LayerNorm(width, eps=1e-5)
-        self.post_tile = GatedTileEmbedding(max_tiles=tiles, width=width)
+        self.post_tile = GatedTileEmbedding(max_tiles=tiles, width=width, padded=padded)
         self.global_layers = nn.ModuleList(
             Block(width=width, heads=config.heads, mlp_ratio=config.mlp_ratio, depth=config.global_layers, gated=True)
             for _ in range(config.global_layers)
@@ -253,23 +259,19 @@ class ImageEncoder(nn.Module):
         Raises:
             UserError: tiles of another size, or a grid of more than `max_tiles` tiles.
         """
-        final_TLD, taps = self.forward_intermediates(batch, self.config.tap_layers)
-        final_TLD = self.post_tile(final_TLD, self._tile_rows(batch))
-        final_TLD, _ = self._run(self.global_layers, final_TLD, batch.grids)
-        normed = [norm(tap_TLD) for norm, tap_TLD in zip(self.tap_norms, taps, strict=True)]
-        tokens = torch.cat([final_TLD, *normed], dim=-1).flatten(0, 1)
+        layout = self._layout(batch)
+        final_TLD, taps = self._plain(layout, self.config.tap_layers)
+        final_TLD = self.post_tile(final_TLD, layout.rows_T)
+        final_TLD, _ = self._run(self.global_layers, final_TLD, layout)
+        normed = [norm(layout.real(tap_TLD)) for norm, tap_TLD in zip(self.tap_norms, taps, strict=True)]
+        tokens = torch.cat([layout.real(final_TLD), *normed], dim=-1).flatten(0, 1)
         return ImageFeatures(tokens, tuple(tiles * self.tokens_per_tile for tiles in batch.lengths))
 
     def forward_intermediates(self, batch: TileBatch, layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         """The plain ViT alone: its post-norm final state [T, L, D], and the raw outputs of `layers`, counted from 1."""
-        expect_tile_size(batch, self.config.tile_size)
-        rows_T = self._tile_rows(batch)
-        x_TLD = self.stem(batch.pixels).flatten(2).transpose(1, 2)
-        x_TLD = self.pre_tile(x_TLD, rows_T)
-        x_TLD = torch.cat([self.class_token_D.expand(len(x_TLD), 1, -1), x_TLD], dim=1)
-        x_TLD = self.norm_pre(x_TLD + self.positions(rows_T))
-        x_TLD, kept = self._run(self.layers, x_TLD, batch.grids, keep=layers)
-        return self.norm_post(x_TLD), kept
+        layout = self._layout(batch)
+        final_TLD, kept = self._plain(layout, layers)
+        return layout.real(final_TLD), [layout.real(state_TLD) for state_TLD in kept]
 
     def pool(self, batch: TileBatch) -> Tensor:
         """One vector [pictures, D] for contrastive learning: the post-norm class token, averaged over the tiles.
@@ -305,26 +307,37 @@ class ImageEncoder(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.gradient_checkpointing = True
 
-    def _tile_rows(self, batch: TileBatch) -> Tensor:
-        return torch.tensor(tile_rows(batch.grids, self.config.max_tiles), device=batch.pixels.device)
+    def _layout(self, batch: TileBatch) -> TileLayout:
+        expect_tile_size(batch, self.tile_size)
+        most, numerics = self.config.max_tiles, self.config.numerics
+        return lay_out(batch, max_tiles=most, tokens_per_tile=self.tokens_per_tile, numerics=numerics)
 
-    def _run_block(self, block: nn.Module, x_MPD: Tensor) -> Tensor:
+    def _plain(self, layout: TileLayout, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """`forward_intermediates`, padding included."""
+        x_TLD = self.stem(layout.pixels).flatten(2).transpose(1, 2)
+        x_TLD = self.pre_tile(x_TLD, layout.rows_T)
+        x_TLD = torch.cat([self.class_token_D.expand(len(x_TLD), 1, -1), x_TLD], dim=1)
+        x_TLD = layout.pad(self.norm_pre(x_TLD + self.positions(layout.rows_T)))
+        x_TLD, kept = self._run(self.layers, x_TLD, layout, keep=layers)
+        return self.norm_post(x_TLD), kept
+
+    def _run_block(self, block: nn.Module, x_MPD: Tensor, mask_M1PP: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, x_MPD, use_reentrant=False))
-        return block(x_MPD)
+            return cast(Tensor, checkpoint(block, x_MPD, mask_M1PP, use_reentrant=False))
+        return block(x_MPD, mask_M1PP)
 
     def _run(
-        self, blocks: nn.ModuleList, x_TLD: Tensor, grids: Sequence[Grid], keep: Sequence[int] = ()
+        self, blocks: nn.ModuleList, x_TLD: Tensor, layout: TileLayout, keep: Sequence[int] = ()
     ) -> tuple[Tensor, list[Tensor]]:
         """Run blocks over whole pictures, and also return the outputs of the blocks `keep`, counted from 1."""
-        groups = tiles_by_count(grids)
+        groups = tiles_by_count(layout.counts)
         index = {count: torch.tensor(tiles, device=x_TLD.device) for count, tiles in groups.items()}
         outputs: list[list[Tensor]] = []
         for count, tiles_G in index.items():
             x_MPD = (x_TLD if len(groups) == 1 else x_TLD[tiles_G]).unflatten(0, (-1, count)).flatten(1, 2)
             kept: dict[int, Tensor] = {}
             for number, block in enumerate(blocks, start=1):
-                x_MPD = self._run_block(block, x_MPD)
+                x_MPD = self._run_block(block, x_MPD, layout.mask_M1PP)
                 if number in keep:
                     kept[number] = x_MPD
             outputs.append([state.reshape(-1, *x_TLD.shape[1:]) for state in (x_MPD, *(kept[n] for n in keep))])
@@ -333,13 +346,3 @@ class ImageEncoder(nn.Module):
         back_T = torch.cat(list(index.values())).argsort()
         final_TLD, *taps = (torch.cat(states)[back_T] for states in zip(*outputs, strict=True))
         return final_TLD, taps
-
-
-def tiles_by_count(grids: Sequence[Grid]) -> dict[int, list[int]]:
-    """Tile numbers of the batch by the tile count of their pictures: {count: [tile, ...]}, pictures in order."""
-    groups: dict[int, list[int]] = {}
-    start = 0
-    for rows, cols in grids:
-        groups.setdefault(rows * cols, []).extend(range(start, start + rows * cols))
-        start += rows * cols
-    return groups

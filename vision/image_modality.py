@@ -12,7 +12,7 @@ from multimodal.batch import MediaBatch
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
-from vision.cross_layers import DecoderSizes, decoder_sizes, gate_values, split_gates
+from vision.cross_layers import DecoderSizes, decoder_sizes, gate_values, own_columns, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import load_encoder
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
@@ -50,9 +50,12 @@ class ImageConfig:
         try:
             encoder = dict(values["encoder"])
             encoder["taps"] = None if encoder["taps"] is None else tuple(encoder["taps"])
+            adapter = dict(values["adapter"])
+            placed = adapter.get("placed")
+            adapter["placed"] = None if placed is None else tuple(placed)
             return cls(
                 encoder=EncoderOptions(**encoder),
-                adapter=ImageAdapterConfig(**values["adapter"]),
+                adapter=ImageAdapterConfig(**adapter),
                 stretch=values["stretch"],
             )
         except (KeyError, TypeError) as error:
@@ -85,6 +88,8 @@ class ImageModality(nn.Module):
         options = config.encoder
         self.encoder: ImageEncoder | HubImageEncoder
         if options.name:
+            if options.numerics != "strict":
+                raise UserError(f"numerics {options.numerics!r} for {options.name}; only Graft's own encoder has those")
             # The built-in tile size means nothing to a foreign encoder: its own is taken.
             self.encoder = HubImageEncoder.from_pretrained(
                 HubEncoderConfig(options.name, taps=options.taps, tap_norm=options.tap_norm)
@@ -147,7 +152,10 @@ class ImageModality(nn.Module):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
             features = self.encoder(batch.items)
-        return {self.kind: self.adapter.memory(features, batch)}
+        memory = self.adapter.memory(features, batch)
+        if self.config.encoder.numerics == "reference":
+            memory = replace(memory, memory_column=own_columns(features.lengths, batch))
+        return {self.kind: memory}
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""

@@ -20,7 +20,7 @@ from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN, load_for_training
-from multimodal.quantization import DecoderQuantization, quantization_of
+from multimodal.quantization import DecoderQuantization, expect_quantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from multimodal.train.precision import resolve_device
@@ -133,12 +133,7 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
         if "image" not in model.modalities or "video" in model.modalities:
             kinds = ", ".join(model.modalities)
             raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
-        found = quantization_of(model.decoder.lm)
-        if config.decoder_quantize not in ("none", found):
-            raise UserError(
-                f"--decoder.quantize {config.decoder_quantize}: {config.image} is for a decoder with quantization "
-                f"{found}; expected the same, or an image adapter trained so"
-            )
+        expect_quantization(model.decoder.lm, config.decoder_quantize, adapter=config.image)
         torch.manual_seed(config.train.seed)
     else:
         decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from multimodal.errors import UserError
-from multimodal.files import open_file, write_whole
+from multimodal.files import new_folder, open_file, write_whole
 
 
 def test_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -37,3 +37,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_whole(file, "two \ud800")
     assert file.read_text() == "one" and list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "a"
+    with pytest.raises(KeyError), new_folder(folder) as draft:
+        (draft / "half").write_text("1")
+        raise KeyError
+    assert not list(folder.parent.iterdir())
+    folder.mkdir()  # an empty one is as good as none
+    with new_folder(folder) as draft:
+        (draft / "whole").write_text("1")
+        assert not list(folder.iterdir())
+    assert list(tmp_path.rglob("*")) == [folder.parent, folder, folder / "whole"]
+    with pytest.raises(UserError, match="expected a new folder"), new_folder(folder):
+        pass

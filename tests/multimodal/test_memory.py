@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from multimodal.memory import AdapterMemory, CrossMemory, token_groups
@@ -73,3 +75,17 @@ def test_rows_that_see_nothing_take_the_other_memory() -> None:
     assert mask_BTS[0].tolist() == [[False] * 4, [True, True, False, False]]
     assert joined.keys[0][:, 0, :, 0].tolist() == [[1, 1, 2, 2]] * 2
     assert mask_BTS[1].tolist() == [[False, False, True, True]] * 2
+
+
+def test_memory_may_be_seen_from_a_column_of_its_own_on() -> None:
+    late = replace(memory(), memory_column=torch.tensor([[1, 3, 4, 4], [2, 2, 2, 0]]))
+    mask_BTS, whole_BTS = late.visible(torch.arange(8)).mask_BTS, memory().visible(torch.arange(8)).mask_BTS
+    assert mask_BTS[0, 3].tolist() == [False, True, False, False], "the first of two pictures, at its own placeholder"
+    changed = (mask_BTS != whole_BTS).nonzero().tolist()
+    assert changed == [[0, 3, 2], [0, 3, 3]]
+    for image in (late.expand(2), late.rows(torch.tensor([0, 0, 1, 1]), 6)):
+        assert torch.equal(image.visible(torch.arange(8)).mask_BTS, mask_BTS.repeat_interleave(2, 0))
+    blind = replace(memory(), token_group=torch.zeros(2, 6, dtype=torch.long))
+    for joined in (blind.or_else(late), late.or_else(blind)):
+        seen = joined.visible(torch.arange(8)).mask_BTS
+        assert torch.equal(seen[..., 4:] | seen[..., :4], mask_BTS)

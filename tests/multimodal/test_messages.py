@@ -222,3 +222,35 @@ def test_a_message_that_is_not_whole_is_shown(message: Message) -> None:
     with pytest.raises(UserError, match="expected a role") as found:
         encode_prompt([message], vocabulary())
     assert str(message) in str(found.value)
+
+
+# A template that writes the placeholders itself ---------------------------------------------------------------------
+
+_PARTS = (
+    "{% for m in messages %}[{{ m['role'] }}]{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}(a picture)<|image|>{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def rendered(template: str, *parts: dict[str, Any]) -> str:
+    """The prompt as text, with placeholders spelt out."""
+    tokenizer = copy.deepcopy(foreign_tokenizer("llama3"))
+    tokenizer.chat_template = template
+    ids = encode_prompt([user(*parts)], Vocabulary(tokenizer, {"image": IMAGE, "audio": AUDIO})).ids
+    names = {IMAGE: placeholder("image"), AUDIO: placeholder("audio")}
+    return "".join(names.get(i) or tokenizer.decode([i]) for i in ids)
+
+
+def test_a_template_that_knows_pictures_gets_them_as_parts() -> None:
+    assert rendered(_PARTS, text("Who"), image("a"), text("?")) == "[user]Who(a picture)<|image|>?[assistant]"
+    assert rendered(_PARTS, text("Who <|image|>?"), image("a")) == "[user]Who (a picture)<|image|>?[assistant]"
+    assert rendered(_PARTS, text("Who?")) == "[user]Who?[assistant]"
+    sound = {"type": "audio", "audio": "a"}
+    assert rendered(_PARTS, sound, image("a")) == "[user]<|audio|>(a picture)<|image|>[assistant]"
+    assert rendered(_PARTS, sound, text("What?")) == "[user]<|audio|>What?[assistant]"
+
+
+def test_a_template_that_only_mentions_the_placeholder_gets_text() -> None:
+    template = "{# <|image|> #}{% for m in messages %}{{ m['content'] | trim }}{% endfor %}"
+    assert rendered(template, image("a"), text("Who?")) == "<|image|>Who?"

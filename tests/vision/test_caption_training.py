@@ -16,7 +16,7 @@ from multimodal.config import dump, parse
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.quantization import quantization_of
-from tests.tiny_models import ENCODER, LOW_MEMORY, RATES, TILE, ask, picture, tiny_model, train_config
+from tests.tiny_models import ENCODER, LOW_MEMORY, RATES, TILE, ask, picture, tiny_model, tiny_video_model, train_config
 from vision.caption_tables import Columns
 from vision.caption_training import (
     AnnealConfig,
@@ -54,6 +54,18 @@ def rates(run_dir: Path) -> list[dict[str, float]]:
 def logits(model: MultimodalModel, *, size: int = TILE) -> torch.Tensor:
     batch = model.collate([model.sample(ask(picture(2 * size, size), "Who?"), "A fox.")])
     return model.decoder(batch.input_ids, memory=model.eval().memory(batch))
+
+
+def test_a_run_goes_on_from_an_adapter(config: CaptioningConfig, adapter_folder: Path, tmp_path: Path) -> None:
+    before = logits(MultimodalModel.from_pretrained(adapter_folder, device="cpu"))
+    start = replace(config, start=adapter_folder, train=replace(config.train, learning_rates=dict.fromkeys(RATES, 0.1)))
+    assert torch.equal(logits(build_model(start)), before) and not torch.equal(logits(build_model(config)), before)
+    model, _ = train_captioning(start)
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    assert torch.equal(logits(again), logits(model)) and not torch.equal(logits(again), before)
+    tiny_video_model(name=str(config.decoder)).save_pretrained(tmp_path / "video")
+    with pytest.raises(UserError, match="an adapter for image, video; expected one for images alone"):
+        build_model(replace(config, start=tmp_path / "video"))
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ def pictures(grids: list[tuple[int, int]] = GRIDS, size: int = 16) -> list[Tiles
     return [Tiles(torch.randn(rows * cols, 3, size, size, generator=generator), (rows, cols)) for rows, cols in grids]
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize(("stem", "numerics"), [("patch", "strict"), ("conv", "strict"), ("patch", "reference")])
 @pytest.mark.parametrize("training", [False, True])
-def test_ragged_batch_equals_each_picture_alone(stem: str, training: bool) -> None:
-    encoder = build(open_gates=True, stem=stem).train(training)
+def test_ragged_batch_equals_each_picture_alone(stem: str, numerics: str, training: bool) -> None:
+    encoder = build(open_gates=True, stem=stem, numerics=numerics).train(training)
     batch = batch_tiles(pictures())
     features = encoder(batch)
     assert features.lengths == tuple(rows * cols * 5 for rows, cols in GRIDS)
@@ -46,8 +46,9 @@ def test_ragged_batch_equals_each_picture_alone(stem: str, training: bool) -> No
     torch.testing.assert_close(pooled, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_broken_neighbour_changes_nothing() -> None:
-    encoder = build(open_gates=True)
+@pytest.mark.parametrize("numerics", ["strict", "reference"])
+def test_a_broken_neighbour_changes_nothing(numerics: str) -> None:
+    encoder = build(open_gates=True, numerics=numerics)
     first, second = pictures([(1, 2), (1, 2)])
     broken = Tiles(torch.full_like(second.pixels, torch.nan), second.grid)
     clean = encoder(batch_tiles([first, second])).split()[0]

@@ -7,7 +7,8 @@ import torch
 
 from multimodal.batch import MediaBatch
 from multimodal.errors import UserError
-from vision.cross_layers import DecoderSizes
+from multimodal.memory import token_groups
+from vision.cross_layers import DecoderSizes, own_columns
 from vision.encoder import ImageFeatures
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 
@@ -86,6 +87,20 @@ def test_sizes_are_the_decoders_unless_given() -> None:
     assert adapter(heads=8).memory(features(), media()).keys[7].shape == (4, 8, 8, 4)
     layer = adapter(ffn=20).layers["7"]
     assert layer.ffn.up.weight.shape == (20, 32)  # type: ignore[union-attr]
+
+
+def test_layers_may_be_placed_by_hand() -> None:
+    assert list(adapter(placed=(0, 5)).layers) == ["0", "5"]
+    for placed in ((), (5, 0), (1, 1), (-1,), (8,)):
+        with pytest.raises(UserError, match="rising numbers from 0 to 7"):
+            adapter(placed=placed)
+
+
+def test_own_columns_are_those_of_the_placeholders() -> None:
+    placeholders = torch.tensor([[0, 1, 1, 0, 1, 0], [0, 0, 0, 1, 0, 0], [0] * 6], dtype=torch.bool)
+    rows = (((0, 1), (1, 1), (2, 2)), ((1, 1),), ())
+    columns = own_columns((2, 1, 3), MediaBatch(None, rows, token_groups(placeholders)))
+    assert columns.tolist() == [[1, 1, 2, 4, 4, 4], [3, 0, 0, 0, 0, 0], [0] * 6]
 
 
 def test_dropout_is_on_in_training_only() -> None:

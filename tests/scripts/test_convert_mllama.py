@@ -1,0 +1,39 @@
+"""`convert_mllama` as people run it."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from multimodal.weight_folder import WEIGHTS
+from tests.scripts.conftest import Cli
+from tests.vision.tiny_mllama import save_released
+
+
+def test_there_and_back(cli: Cli, tmp_path: Path) -> None:
+    source = save_released(tmp_path / "source")
+    there = cli("convert_mllama", "--to-graft", source, "--output", tmp_path / "graft")
+    assert there.status == 0 and "adapter" in there.out, there.err
+    back = cli("convert_mllama", "--from-graft", tmp_path / "graft" / "adapter", "--output", tmp_path / "back")
+    assert back.status == 0, back.err
+    before, after = load_file(source / WEIGHTS), load_file(tmp_path / "back" / WEIGHTS)
+    assert before.keys() == after.keys() and all((tensor == after[name]).all() for name, tensor in before.items())
+
+
+def test_bad_input_is_one_line_and_nothing_remains(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    neither = cli("convert_mllama", "--output", tmp_path / "out")
+    missing = cli("convert_mllama", "--to-graft", tmp_path / "source", "--output", tmp_path / "out")
+    no_adapter = cli("convert_mllama", "--from-graft", tmp_path / "source", "--output", tmp_path / "out")
+    full = cli("convert_mllama", "--to-graft", tmp_path / "source", "--output", tmp_path)
+    typo = cli("convert_mllama", "--no-such-flag", "1")
+    for ended, said in (
+        (neither, "expected one of them"),
+        (missing, "no config.json"),
+        (no_adapter, "expected an adapter folder"),
+        (full, "expected a new folder"),
+        (typo, "--no-such-flag"),
+    ):
+        assert ended.status == 2 and ended.err.count("\n") == 1 and said in ended.err, ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    helped = cli("convert_mllama", "--help")
+    assert helped.status == 0 and "python -m scripts.convert_mllama" in helped.out
