@@ -106,9 +106,7 @@ def frozen_head_loss(
     return rows_loss(hidden_BTD[keep_BT], targets_N, head, chunk=chunk), len(targets_N)
 
 
-def rows_loss(
-    hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256
-) -> Tensor:
+def rows_loss(hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256) -> Tensor:
     """Summed cross-entropy of positions that all carry loss; arguments as for `frozen_head_loss`."""
     return _summed(hidden_ND, head, _cross_entropy(targets_N), chunk)
 

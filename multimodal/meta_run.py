@@ -1,9 +1,9 @@
 """What a run costs, without running it: tensors without data go through the real modules on torch's meta device.
 
 Every operation there knows its shapes and computes nothing. `Meter` counts what the operations would multiply and the
-bytes that would be alive; `Kernels` puts in what a GPU under bf16 autocast does otherwise than the meta device: products
-in bf16, fused attention and RMSNorm that keep no intermediate results. `Pieces` runs a chain of modules forwards, then
-backwards, and says what each of them spends.
+bytes that would be alive; `Kernels` puts in what a GPU under bf16 autocast does otherwise than the meta device:
+products in bf16, fused attention and RMSNorm that keep no intermediate results. `Pieces` runs a chain of modules
+forwards, then backwards, and says what each of them spends.
 
 Legend: B batch, H query heads, T queries, S keys, K head width of queries and keys, V that of values.
 """
@@ -58,7 +58,7 @@ class Meter(TorchDispatchMode):
         return out
 
     def _count(self, found: Any, *, born: bool) -> None:
-        """Take in storages that are new here; those that an operation was given were made by others and weigh nothing."""
+        """Take in storages that are new here; what an operation was given and is new was made by others and is free."""
         if isinstance(found, Tensor):
             if found.is_meta and id(storage := found.untyped_storage()) not in self._storages:
                 size = storage.nbytes() if born else 0
@@ -95,7 +95,9 @@ class _Attention(torch.autograd.Function):
         width = v_BGSV.shape[-1]
         # The layout of the fused kernels: joining the heads afterwards copies nothing.
         out_BHTV = q_BHTK.new_empty(batch, queries, heads, width).transpose(1, 2)
-        ctx.save_for_backward(q_BHTK, k_BGSK, v_BGSV, out_BHTV, q_BHTK.new_empty(q_BHTK.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            q_BHTK, k_BGSK, v_BGSV, out_BHTV, q_BHTK.new_empty(q_BHTK.shape[:-1], dtype=torch.float32)
+        )
         ctx.meter, ctx.flops = meter, 2 * q_BHTK.numel() * k_BGSK.shape[2] + 2 * out_BHTV.numel() * k_BGSK.shape[2]
         meter.flops += ctx.flops
         return out_BHTV

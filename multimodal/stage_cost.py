@@ -1,8 +1,8 @@
 """What a stage of training (or use) costs: trained parameters, operations, bytes; and what of it fits on a card.
 
-Weights that are trained are fp32 with fp32 gradients, as the training engine keeps them; encoders and adapters that stay
-frozen are fp32 as well. The decoder is bf16, or int8 by linear layer (one scale for each output row; embeddings and the
-output head stay bf16).
+Weights that are trained are fp32 with fp32 gradients, as the training engine keeps them; encoders and adapters that
+stay frozen are fp32 as well. The decoder is bf16, or int8 by linear layer (one bf16 scale for each output row;
+embeddings and the output head stay bf16).
 """
 
 from collections.abc import Sequence

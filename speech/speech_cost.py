@@ -4,7 +4,6 @@ Legend: B recordings, M mel frames, F mel bands, T frames of 40 ms, E embeddings
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from speech.features import LogMelConfig
 from speech.speech_adapter import SpeechAdapter
 from speech.speech_modality import SpeechConfig
 
-STAGES = {
+STAGES: dict[str, tuple[str, ...]] = {
     "speech: use": (),
     "speech: adapter, encoder frozen": ("adapter",),
     "speech: adapter and encoder": ("adapter", "encoder"),  # the paper's (spec 0.1)
@@ -28,26 +27,21 @@ STAGES = {
 PRETRAINING = "speech: encoder, BEST-RQ"
 
 
-@dataclass(frozen=True)
-class MetaSpeech:
-    """Encoder and adapter on the meta device, as `SpeechModality` has them, without features and statistics."""
+class MetaSpeech(nn.Module):
+    """Encoder and adapter on the meta device, as `SpeechModality` has them, without features and their statistics."""
 
-    encoder: Conformer
-    adapter: SpeechAdapter
-
-    @classmethod
-    def create(cls, config: SpeechConfig, decoder_dim: int) -> "MetaSpeech":
-        """For a decoder of that width."""
+    def __init__(self, config: SpeechConfig, decoder_dim: int) -> None:
+        super().__init__()
         with META:
-            encoder = Conformer(config.encoder)
-            adapter = SpeechAdapter(
-                config.adapter, feature_dim=encoder.feature_dim, decoder_dim=decoder_dim, embedding_rms=1.0
+            self.encoder = Conformer(config.encoder)
+            self.adapter = SpeechAdapter(
+                config.adapter, feature_dim=self.encoder.feature_dim, decoder_dim=decoder_dim, embedding_rms=1.0
             )
-        return cls(encoder, adapter)
 
-    def modules(self) -> dict[str, nn.Module]:
-        """The parts as they are told apart in a table."""
-        return {"speech encoder": self.encoder, "speech adapter": self.adapter}
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Trainables, as those of `SpeechModality`."""
+        modules = {"adapter": self.adapter, "encoder": self.encoder}
+        return {part: list(module.named_parameters(prefix=part)) for part, module in modules.items()}
 
 
 def mel_frames(seconds: float) -> int:
@@ -68,9 +62,8 @@ def speech_run(
 
     The marks around speech are tokens like others here; their training costs nothing to speak of.
     """
-    learning = [p for name in train for p in getattr(speech, name).parameters()]
-    others = [p for module in speech.modules().values() for p in module.parameters()]
-    with trained(learning, others), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
+    learning = [p for name in train for _, p in speech.parts()[name]]
+    with trained(learning, speech.parameters()), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
         _forward(pieces, speech, decoder, workload)
         return pieces.finish()
 
@@ -99,9 +92,7 @@ def _forward(pieces: Pieces, speech: MetaSpeech, decoder: FrozenDecoder, workloa
     run_decoder(pieces, decoder, embeds_BTD, losses=losses)
 
 
-def best_rq_run(
-    task: BestRQTask, workload: Workload, *, dtype: torch.dtype | None = torch.bfloat16
-) -> RunCost:
+def best_rq_run(task: BestRQTask, workload: Workload, *, dtype: torch.dtype | None = torch.bfloat16) -> RunCost:
     """Pre-training of the encoder on a batch of recordings (spec B2.1), with as many masked frames as are expected."""
     with trained(list(task.parameters()), ()), Pieces(dtype) as pieces:
         hidden_BTC, lengths_B = _encode(pieces, task.encoder, workload)
@@ -114,3 +105,8 @@ def best_rq_run(
 def masked_share(config: BestRQConfig) -> float:
     """Share of the frames that are masked, away from the edges (see `mask_spans`)."""
     return 1 - (1 - config.mask_probability) ** config.mask_span
+
+
+def modules(speech: MetaSpeech) -> dict[str, nn.Module]:
+    """The parts as they are told apart in a table."""
+    return {"speech encoder": speech.encoder, "speech adapter": speech.adapter}

@@ -20,7 +20,7 @@ from vision.encoder import ImageFeatures
 from vision.image_modality import ImageModality
 from vision.tiling import TileBatch, candidate_grids
 
-STAGES = {
+STAGES: dict[str, tuple[str, ...]] = {
     "image: use": (),
     "image: adapter, encoder frozen": ("adapter", "gates"),
     "image: adapter and encoder": ("adapter", "gates", "encoder"),  # the paper's (spec 0.1)
@@ -57,8 +57,7 @@ def image_run(
         train: which of `ImageModality.parts`; none = without any gradient.
         dtype: of products, as under autocast; None: that of the weights.
     """
-    parts = {name: [p for _, p in named] for name, named in image.parts().items()}
-    learning = [p for name in train for p in parts[name]]
+    learning = [p for name in train for _, p in image.parts()[name]]
     with trained(learning, image.parameters()), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
         cross = _forward(pieces, image, decoder, workload)
         return split_cross(pieces.finish(), cross)

@@ -19,7 +19,7 @@ from vision.encoder import ImageFeatures
 from vision.image_cost import meta_media, meta_tiles, split_cross
 from vision.video_modality import KEPT_DTYPE, VideoModality
 
-STAGES = {
+STAGES: dict[str, tuple[str, ...]] = {
     "video: use": (),
     "video: adapter": ("aggregator", "video", "video_gates"),
 }
@@ -35,8 +35,7 @@ def video_run(
     dtype: torch.dtype | None = torch.bfloat16,
 ) -> RunCost:
     """A batch of clips with text through all parts, on the meta device; arguments as for `image_run`."""
-    parts = {name: [p for _, p in named] for name, named in video.parts().items()}
-    learning = [p for name in train for p in parts[name]]
+    learning = [p for name in train for _, p in video.parts()[name]]
     frozen = [*video.parameters(), *video.image.parameters()]
     with trained(learning, frozen), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
         cross = _forward(pieces, video, decoder, workload)
@@ -47,7 +46,9 @@ def _forward(pieces: Pieces, video: VideoModality, decoder: FrozenDecoder, workl
     encoder, config = video.image.encoder, video.config
     batch, text, frames = workload.batch, workload.text_tokens, workload.frames or config.frames
     at_once = min(config.frames_at_once, frames)
-    tiles = meta_tiles(at_once, min(workload.tiles or video.tiling.max_tiles, video.tiling.max_tiles), video.tiling.tile_size)
+    tiles = meta_tiles(
+        at_once, min(workload.tiles or video.tiling.max_tiles, video.tiling.max_tiles), video.tiling.tile_size
+    )
 
     def encode() -> list[torch.Tensor]:
         with torch.no_grad():
