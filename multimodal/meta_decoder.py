@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
@@ -117,32 +118,44 @@ class _LayerOnce:
     Decoders are deep and their layers alike; this makes seconds of minutes.
     """
 
-    def __init__(self, layer: nn.Module, costs: dict[Any, _LayerCost], meter: Meter) -> None:
-        self.costs, self.meter, self.original = costs, meter, layer.forward
+    def __init__(self, layer: Any, costs: dict[Any, _LayerCost], meter: Meter) -> None:
+        self.layer, self.costs, self.meter, self.original = layer, costs, meter, layer.forward
         sizes = tuple((name, p.shape, p.dtype) for name, p in layer.named_parameters())
         self.kind = (type(layer), sizes, getattr(layer, "attention_type", None))
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.layer
         grad = torch.is_grad_enabled() and hidden_states.requires_grad
+        # The flag is down where transformers already runs this inside its own recomputation (5.17), else it is up.
+        recomputes = layer.training
         key = (self.kind, hidden_states.shape, grad)
         if key not in self.costs:
+            layer.training = False
             self.costs[key] = self._measure(lambda x_BTD: self.original(x_BTD, *args, **kwargs), hidden_states, grad)
-        return _LikeLayer.apply(hidden_states, self.costs[key], self.meter, grad)
+            layer.training = recomputes
+
+        def spend(x_BTD: Tensor) -> Tensor:
+            return _LikeLayer.apply(x_BTD, self.costs[key], self.meter, grad)
+
+        return layer._gradient_checkpointing_func(spend, hidden_states) if recomputes else spend(hidden_states)
 
     def _measure(self, layer: Callable[[Tensor], Tensor], hidden_BTD: Tensor, grad: bool) -> _LayerCost:
-        with torch.set_grad_enabled(grad):
+        meter = self.meter
+        # Hooks of its own: this may stand inside a recomputed call, whose hooks let go of everything that is saved.
+        own = saved_tensors_hooks(lambda x: x.detach(), lambda x: x)
+        with torch.set_grad_enabled(grad), own:
             x_BTD = hidden_BTD.detach().requires_grad_(grad)
-            with self.meter.aside() as meter:
+            with meter.aside() as start:
                 out_BTD = layer(x_BTD)
-                flops, peak, live = meter.flops, meter.peak, meter.live
-                kept = live - out_BTD.untyped_storage().nbytes()
+                flops, peak, live = meter.flops, meter.peak - start, meter.live
+                kept = live - start - out_BTD.untyped_storage().nbytes()
                 if not grad:
                     return _LayerCost(flops, 0, 0, 0, peak, 0)
                 run_backward([out_BTD], [torch.empty_like(out_BTD)])
                 backward, peak_backward = meter.flops - flops, meter.peak - live
-            with self.meter.aside() as meter:
-                out_BTD = checkpoint(layer, x_BTD, use_reentrant=False, preserve_rng_state=False)
-                run_backward([out_BTD], [torch.empty_like(out_BTD)])  # type: ignore[list-item]
+            with meter.aside():
+                out_BTD = cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False, preserve_rng_state=False))
+                run_backward([out_BTD], [torch.empty_like(out_BTD)])
                 again = meter.flops - flops - backward
         return _LayerCost(flops, again, backward, kept, peak, peak_backward)
 

@@ -73,12 +73,14 @@ class Meter(TorchDispatchMode):
         self.peak = max(self.peak, self.live + more)
 
     @contextmanager
-    def aside(self) -> Iterator["Meter"]:
-        """Within, another meter counts and this one does not."""
+    def aside(self) -> Iterator[int]:
+        """Within, operations and the peak are counted anew, and afterwards as if nothing had been; gives `live`."""
         flops, peak = self.flops, self.peak
-        with Meter() as other:
-            yield other
-        self.flops, self.peak = flops, peak
+        self.flops, self.peak = 0, self.live
+        try:
+            yield self.live
+        finally:
+            self.flops, self.peak = flops, peak
 
     def _gone(self, key: int, size: int, _: Any) -> None:
         del self._storages[key]

@@ -76,8 +76,9 @@ def main() -> None:
         parse(Options, ["--help"], description=__doc__)
     name, options, flags = split_flags(sys.argv[1:])
     config = parse(Options, options, description=__doc__)
-    description = describe(name, config, flags)
-    console = Console()
+    workload = Workload(**{setting.name: getattr(config, setting.name) for setting in fields(Workload)})
+    description = describe(name, workload, flags)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for table in tables(description):
         console.print(table)
     if config.json is not None:

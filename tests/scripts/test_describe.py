@@ -123,8 +123,7 @@ def small(tmp_path: Path) -> Path:
     return file
 
 
-def test_tables_and_json_say_the_same(cli: Cli, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+def test_tables_and_json_say_the_same(cli: Cli, small: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / "small.json"
     ended = cli("describe", "--config", small, "--batch", 2, "--seconds=2", "--encoder.heads", 4, "--json", out)
     assert ended.status == 0, ended.err

@@ -44,9 +44,9 @@ def test_frames_go_through_the_encoder_forwards_alone_each_once() -> None:
 
 
 def test_the_aggregator_costs_what_flop_counter_counts() -> None:
-    aggregator = TemporalAggregator(AGGREGATOR, feature_dim=240, out_dim=64)
+    aggregator = TemporalAggregator(AGGREGATOR, feature_dim=96, out_dim=64)
     tokens = 8 * 17
-    features = ImageFeatures(torch.randn(tokens, 240), (17,) * 8)
+    features = ImageFeatures(torch.randn(tokens, 96), (17,) * 8)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         aggregator(features, frames=[8], times=torch.rand(8)).tokens.sum().backward()
     _, pieces = cost(Workload(tiles=1, text_tokens=8))
