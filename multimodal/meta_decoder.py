@@ -41,8 +41,8 @@ class DecoderShape:
                 raise UserError(f"decoder: {name} {getattr(self, name)}, expected 1 or more")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise UserError(
-                f"decoder: width {self.width}, {self.heads} heads, {self.kv_heads} key/value heads; expected each to be "
-                "a multiple of the next"
+                f"decoder: width {self.width}, {self.heads} heads, {self.kv_heads} key/value heads; expected each to "
+                "be a multiple of the next"
             )
 
     def config(self) -> LlamaConfig:

@@ -44,5 +44,5 @@ def test_in_use_there_is_only_the_decoder_to_choose() -> None:
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"text_tokens": 0}, {"tiles": -1}, {"seconds": 0.0}])
 def test_impossible_workloads_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="^--"):
+    with pytest.raises(UserError, match=r"^--"):
         Workload(**wrong)  # type: ignore[arg-type]
