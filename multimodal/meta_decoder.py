@@ -3,23 +3,22 @@
 Legend: B batch, T tokens, D decoder width, N positions with a loss.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.loss import rows_loss
 from multimodal.memory import AdapterMemory, CrossMemory
-from multimodal.meta_run import META, Meter, PieceCost, Pieces, run_backward
+from multimodal.meta_layers import layers_once
+from multimodal.meta_run import META, PieceCost, Pieces
 from multimodal.pretrained import decoder_path
 from multimodal.seam import KEYWORD
 
@@ -79,105 +78,15 @@ def meta_decoder(config: PretrainedConfig, *, dtype: torch.dtype = torch.bfloat1
         return FrozenDecoder(AutoModelForCausalLM.from_config(config).to(dtype))
 
 
-@dataclass(frozen=True)
-class _LayerCost:
-    """Of one layer: operations forwards, forwards again in backward (checkpointing) and backwards; bytes that it keeps
-    between, and those that it needs for a moment in either direction."""
-
-    forward: int
-    again: int
-    backward: int
-    kept: int
-    peak_forward: int
-    peak_backward: int
-
-
-class _LikeLayer(torch.autograd.Function):
-    """Spends what a layer spends, in one operation."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BTD: Tensor, cost: _LayerCost, meter: Meter, grad: bool) -> Tensor:
-        in_backward = torch._C._current_graph_task_id() != -1
-        meter.flops += cost.again if in_backward else cost.forward
-        meter.need(cost.peak_forward)
-        ctx.cost, ctx.meter = cost, meter
-        ctx.save_for_backward(torch.empty(cost.kept if grad else 0, dtype=torch.uint8, device=META))
-        return torch.empty_like(x_BTD)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
-        (_,) = ctx.saved_tensors  # with checkpointing this is what recomputes
-        ctx.meter.flops += ctx.cost.backward
-        ctx.meter.need(ctx.cost.peak_backward)
-        return torch.empty_like(grad_outputs[0]), None, None, None
-
-
-class _LayerOnce:
-    """Stands in the place of a layer's `forward`: a layer is run once, those like it only spend the same.
-
-    Decoders are deep and their layers alike; this makes seconds of minutes.
+@contextmanager
+def decoder_pieces(
+    decoder: FrozenDecoder, dtype: torch.dtype | None, *, grad: bool, layers: Iterable[nn.Module] = ()
+) -> Iterator[Pieces]:
+    """`Pieces` that end in this decoder. Of its layers, and of others given, those that are alike are run once; `grad`:
+    to be run backwards too.
     """
-
-    def __init__(self, layer: Any, costs: dict[Any, _LayerCost], meter: Meter) -> None:
-        self.layer, self.costs, self.meter, self.original = layer, costs, meter, layer.forward
-        sizes = tuple((name, p.shape, p.dtype) for name, p in layer.named_parameters())
-        self.kind = (type(layer), sizes, getattr(layer, "attention_type", None))
-
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer = self.layer
-        grad = torch.is_grad_enabled() and hidden_states.requires_grad
-        # The flag is down where transformers already runs this inside its own recomputation (5.17), else it is up.
-        recomputes = layer.training
-        key = (self.kind, hidden_states.shape, grad)
-        if key not in self.costs:
-            layer.training = False
-            self.costs[key] = self._measure(lambda x_BTD: self.original(x_BTD, *args, **kwargs), hidden_states, grad)
-            layer.training = recomputes
-
-        def spend(x_BTD: Tensor) -> Tensor:
-            return _LikeLayer.apply(x_BTD, self.costs[key], self.meter, grad)
-
-        return layer._gradient_checkpointing_func(spend, hidden_states) if recomputes else spend(hidden_states)
-
-    def _measure(self, layer: Callable[[Tensor], Tensor], hidden_BTD: Tensor, grad: bool) -> _LayerCost:
-        meter = self.meter
-        # Hooks of its own: this may stand inside a recomputed call, whose hooks let go of everything that is saved.
-        own = saved_tensors_hooks(lambda x: x.detach(), lambda x: x)
-        with torch.set_grad_enabled(grad), own:
-            x_BTD = hidden_BTD.detach().requires_grad_(grad)
-            with meter.aside() as start:
-                out_BTD = layer(x_BTD)
-                flops, peak, live = meter.flops, meter.peak - start, meter.live
-                kept = live - start - out_BTD.untyped_storage().nbytes()
-                if not grad:
-                    return _LayerCost(flops, 0, 0, 0, peak, 0)
-                run_backward([out_BTD], [torch.empty_like(out_BTD)])
-                backward, peak_backward = meter.flops - flops, meter.peak - live
-            with meter.aside():
-                out_BTD = cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False, preserve_rng_state=False))
-                run_backward([out_BTD], [torch.empty_like(out_BTD)])
-                again = meter.flops - flops - backward
-        return _LayerCost(flops, again, backward, kept, peak, peak_backward)
-
-
-@contextmanager
-def layers_once(decoder: FrozenDecoder, meter: Meter) -> Iterator[None]:
-    """Within: of layers that are alike one is run, the others spend the same."""
-    costs: dict[Any, _LayerCost] = {}
-    layers = list(decoder.seam.layers)
-    for layer in layers:
-        layer.forward = _LayerOnce(layer, costs, meter)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-@contextmanager
-def decoder_pieces(decoder: FrozenDecoder, dtype: torch.dtype | None, *, grad: bool) -> Iterator[Pieces]:
-    """`Pieces` that end in this decoder, whose like layers are run once; `grad`: to be run backwards too."""
-    with torch.set_grad_enabled(grad), Pieces(dtype) as pieces, layers_once(decoder, pieces.meter):
+    alike = [*decoder.seam.layers, *layers]
+    with torch.set_grad_enabled(grad), Pieces(dtype) as pieces, layers_once(alike, pieces.kernels):
         yield pieces
 
 

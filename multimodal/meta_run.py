@@ -160,11 +160,25 @@ class Kernels(TorchFunctionMode):
     def __init__(self, meter: Meter, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.meter, self.dtype = meter, dtype
-        self._casts: dict[int, Tensor] | None = {}
+        self._copies: dict[int, Tensor] | None = {}
 
     def end_forward(self) -> None:
         """Leave autocast: its copies of weights are kept by the graph alone from here on."""
-        self._casts = None
+        self._copies = None
+
+    def hold(self, copy: Tensor) -> None:
+        """Keep a copy of weights as autocast does, until the forward pass ends."""
+        if self._copies is not None:
+            self._copies[id(copy)] = copy
+
+    @contextmanager
+    def autocast(self) -> Iterator[dict[int, Tensor]]:
+        """Within, copies of weights are made anew; gives them, by weight."""
+        before, self._copies = self._copies, {}
+        try:
+            yield self._copies
+        finally:
+            self._copies = before
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -186,12 +200,12 @@ class Kernels(TorchFunctionMode):
     def _cast(self, tensor: Tensor | None) -> Tensor | None:
         if tensor is None or self.dtype is None or tensor.dtype == self.dtype:
             return tensor
-        if self._casts is None or not (isinstance(tensor, nn.Parameter) and tensor.requires_grad):
+        if self._copies is None or not (isinstance(tensor, nn.Parameter) and tensor.requires_grad):
             return tensor.to(self.dtype)
         # Autocast copies a trained weight once for the whole forward pass.
-        if id(tensor) not in self._casts:
-            self._casts[id(tensor)] = tensor.to(self.dtype)
-        return self._casts[id(tensor)]
+        if id(tensor) not in self._copies:
+            self._copies[id(tensor)] = tensor.to(self.dtype)
+        return self._copies[id(tensor)]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.meta_decoder import decoder_pieces, embeddings, run_decoder
+from multimodal.meta_layers import layers_once
 from multimodal.meta_run import META, Pieces, RunCost, trained
 from multimodal.stage_cost import Workload
 from speech.best_rq import BestRQConfig, BestRQTask
@@ -63,7 +64,10 @@ def speech_run(
     The marks around speech are tokens like others here; their training costs nothing to speak of.
     """
     learning = [p for name in train for _, p in speech.parts()[name]]
-    with trained(learning, speech.parameters()), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
+    with (
+        trained(learning, speech.parameters()),
+        decoder_pieces(decoder, dtype, grad=bool(train), layers=speech.encoder.layers) as pieces,
+    ):
         _forward(pieces, speech, decoder, workload)
         return pieces.finish()
 
@@ -94,7 +98,11 @@ def _forward(pieces: Pieces, speech: MetaSpeech, decoder: FrozenDecoder, workloa
 
 def best_rq_run(task: BestRQTask, workload: Workload, *, dtype: torch.dtype | None = torch.bfloat16) -> RunCost:
     """Pre-training of the encoder on a batch of recordings (spec B2.1), with as many masked frames as are expected."""
-    with trained(list(task.parameters()), ()), Pieces(dtype) as pieces:
+    with (
+        trained(list(task.parameters()), ()),
+        Pieces(dtype) as pieces,
+        layers_once(task.encoder.layers, pieces.kernels),
+    ):
         hidden_BTC, lengths_B = _encode(pieces, task.encoder, workload)
         masked = round(masked_share(task.config) * int(lengths_B.sum()))
         labels_NC = torch.empty(masked, task.config.codebooks, dtype=torch.long, device=META)

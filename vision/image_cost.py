@@ -16,7 +16,7 @@ from multimodal.memory import CrossMemory
 from multimodal.meta_decoder import cross_layers_cost, decoder_pieces, embeddings, run_decoder, run_memory
 from multimodal.meta_run import META, PieceCost, Pieces, RunCost, trained
 from multimodal.stage_cost import Workload
-from vision.encoder import ImageFeatures
+from vision.encoder import Block, ImageFeatures
 from vision.image_modality import ImageModality
 from vision.tiling import TileBatch, candidate_grids
 
@@ -26,6 +26,11 @@ STAGES: dict[str, tuple[str, ...]] = {
     "image: adapter and encoder": ("adapter", "gates", "encoder"),  # the paper's (spec 0.1)
 }
 """The parts of `ImageModality.parts` that each stage trains."""
+
+
+def blocks(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's transformer blocks, many of which are alike."""
+    return [module for module in encoder.modules() if isinstance(module, Block)]
 
 
 def meta_tiles(pictures: int, tiles: int, size: int) -> TileBatch:
@@ -58,7 +63,10 @@ def image_run(
         dtype: of products, as under autocast; None: that of the weights.
     """
     learning = [p for name in train for _, p in image.parts()[name]]
-    with trained(learning, image.parameters()), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
+    with (
+        trained(learning, image.parameters()),
+        decoder_pieces(decoder, dtype, grad=bool(train), layers=blocks(image.encoder)) as pieces,
+    ):
         cross = _forward(pieces, image, decoder, workload)
         return split_cross(pieces.finish(), cross)
 

@@ -16,7 +16,7 @@ from multimodal.meta_decoder import cross_layers_cost, decoder_pieces, embedding
 from multimodal.meta_run import META, PieceCost, Pieces, RunCost, trained
 from multimodal.stage_cost import Workload
 from vision.encoder import ImageFeatures
-from vision.image_cost import meta_media, meta_tiles, split_cross
+from vision.image_cost import blocks, meta_media, meta_tiles, split_cross
 from vision.video_modality import KEPT_DTYPE, VideoModality
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -37,7 +37,10 @@ def video_run(
     """A batch of clips with text through all parts, on the meta device; arguments as for `image_run`."""
     learning = [p for name in train for _, p in video.parts()[name]]
     frozen = [*video.parameters(), *video.image.parameters()]
-    with trained(learning, frozen), decoder_pieces(decoder, dtype, grad=bool(train)) as pieces:
+    with (
+        trained(learning, frozen),
+        decoder_pieces(decoder, dtype, grad=bool(train), layers=blocks(video.image.encoder)) as pieces,
+    ):
         cross = _forward(pieces, video, decoder, workload)
         return split_cross(pieces.finish(), cross)
 

@@ -1,5 +1,6 @@
 """What the image parts are said to cost, against a real training step of the same small model on the CPU."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.loss import frozen_head_loss
 from multimodal.memory import CrossMemory
 from multimodal.meta_decoder import DecoderShape, meta_decoder
-from multimodal.meta_run import META
+from multimodal.meta_run import META, RunCost
 from multimodal.stage_cost import Workload
 from tests.saved_bytes import saved_bytes
 from vision.image_adapter import ImageAdapterConfig
@@ -34,14 +35,14 @@ def parts(decoder: FrozenDecoder) -> ImageModality:
     return image
 
 
-def estimate(train: tuple[str, ...], *, checkpointing: bool = False):
+def estimate(train: tuple[str, ...], *, checkpointing: bool = False, load: Workload = LOAD) -> RunCost:
     decoder = meta_decoder(SHAPE.config(), dtype=torch.float32)
     with META:
         image = parts(decoder)
     if checkpointing:
         decoder.enable_gradient_checkpointing()
         image.encoder.enable_gradient_checkpointing()  # type: ignore[operator]
-    return image_run(image, decoder, LOAD, train=train, dtype=None)
+    return image_run(image, decoder, load, train=train, dtype=None)
 
 
 class Real:
@@ -105,6 +106,13 @@ def test_the_decoder_goes_backwards_for_its_inputs_alone() -> None:
     # Cross-attention stands before layers 1 and 3 of four: of four layers three go backwards, once and not twice.
     assert decoder.backward == pytest.approx(0.75 * decoder.forward, rel=0.1)
     assert 1.8 * cross.forward < cross.backward <= 2 * cross.forward
+
+
+def test_a_batch_costs_its_samples() -> None:
+    one, four = (estimate(STAGES["image: adapter, encoder frozen"], load=replace(LOAD, batch=n)) for n in (1, 4))
+    for piece, pieces in zip(one.pieces, four.pieces, strict=True):
+        assert (pieces.forward, pieces.backward) == (4 * piece.forward, 4 * piece.backward)
+    assert one.kept < four.kept <= 4 * one.kept and one.peak < four.peak
 
 
 def test_use_needs_no_gradient() -> None:
