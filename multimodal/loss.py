@@ -104,7 +104,12 @@ def frozen_head_loss(
         return told + divergence, count + len(wanted_ND)
     keep_BT = targets_BT != IGNORE
     targets_N = targets_BT[keep_BT]
-    return _summed(hidden_BTD[keep_BT], head, _cross_entropy(targets_N), chunk), len(targets_N)
+    return rows_loss(hidden_BTD[keep_BT], targets_N, head, chunk=chunk), len(targets_N)
+
+
+def rows_loss(hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256) -> Tensor:
+    """Summed cross-entropy of positions that all carry loss; arguments as for `frozen_head_loss`."""
+    return _summed(hidden_ND, head, _cross_entropy(targets_N), chunk)
 
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]

@@ -10,8 +10,8 @@ def cross_attention_layers(n_layers: int, n_cross: int) -> list[int]:
     """Decoder layers (zero-based, ascending) that get a cross-attention block directly before them.
 
     Every k-th layer counting back from the last, k = ceil(n_layers / n_cross); 32 layers and 8 blocks give 3, 7, ...,
-    31. No block follows the last layer, where its information would reach the output head only. If `n_cross` does not
-    divide `n_layers`, the rule can give fewer blocks than asked for, never more.
+    31. No block follows the last layer, where its information would reach the output head only. Where this k leaves
+    room for fewer blocks than asked for, it is one less: 126 layers and 31 blocks (405B) give 5, 9, ..., 125.
 
     Raises:
         UserError: `n_cross` is not between 1 and `n_layers`.
@@ -20,7 +20,10 @@ def cross_attention_layers(n_layers: int, n_cross: int) -> list[int]:
         raise UserError(
             f"{n_cross} cross-attention layers for a decoder of {n_layers} layers; expected 1 to {n_layers}"
         )
-    return list(range(n_layers - 1, -1, -math.ceil(n_layers / n_cross)))[::-1]
+    step = math.ceil(n_layers / n_cross)
+    if (n_cross - 1) * step >= n_layers:
+        step -= 1
+    return list(range(n_layers - 1, -1, -step))[:n_cross][::-1]
 
 
 def every_nth(layers: Sequence[int], n: int) -> list[int]:

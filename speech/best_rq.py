@@ -73,8 +73,10 @@ class RandomProjectionQuantizer(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         bound = (6 / (features + code_dim)) ** 0.5  # Xavier
-        projections_CSP = torch.rand(codebooks, features, code_dim, generator=generator) * 2 * bound - bound
-        entries_CVP = F.normalize(torch.randn(codebooks, entries, code_dim, generator=generator), dim=-1)
+        # Drawn on the CPU whatever the default device is: there the same seed gives the same codebooks everywhere.
+        drawn = {"generator": generator, "device": generator.device}
+        projections_CSP = torch.rand(codebooks, features, code_dim, **drawn) * 2 * bound - bound
+        entries_CVP = F.normalize(torch.randn(codebooks, entries, code_dim, **drawn), dim=-1)
         self.projections_CSP: Tensor
         self.entries_CVP: Tensor
         self.register_buffer("projections_CSP", projections_CSP)
@@ -171,7 +173,7 @@ class BestRQTask(nn.Module):
         mask_BM = mask_BT.repeat_interleave(stack, dim=1)[:, : x_BMF.shape[1]]
         noisy_BMF = torch.where(mask_BM[..., None], config.noise * torch.randn_like(x_BMF), x_BMF)
         hidden_ND = self.encoder(noisy_BMF, batch.lengths)[mask_BT]
-        total, correct_C = self._guess(hidden_ND, labels_NC)
+        total, correct_C = self.guess(hidden_ND, labels_NC)
         if self.training:
             self.statistics.count(labels_NC)
         self.statistics.latest = (total.detach(), correct_C, len(labels_NC))
@@ -181,7 +183,7 @@ class BestRQTask(nn.Module):
         """See `LabelStatistics.values`."""
         return self.statistics.values()
 
-    def _guess(self, hidden_ND: Tensor, labels_NC: Tensor) -> tuple[Tensor, Tensor]:
+    def guess(self, hidden_ND: Tensor, labels_NC: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the right guesses [C]. Logits are made anew in the backward pass: 16 times 8192 of them for
         each frame would be most of the memory.
         """

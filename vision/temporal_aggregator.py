@@ -161,7 +161,8 @@ class TemporalAggregator(nn.Module):
             raise ValueError(f"{found}; expected one of each for every frame, and no empty clip")
         lengths_F = torch.tensor(features.lengths, device=features.tokens.device)
         x_ND = self.proj_in(self.norm_in(features.tokens.to(self.proj_in.weight.dtype)))
-        x_ND = x_ND + self.time(times.to(x_ND.device)).to(x_ND.dtype).repeat_interleave(lengths_F, dim=0)
+        time_FD = self.time(times.to(x_ND.device)).to(x_ND.dtype)
+        x_ND = x_ND + time_FD.repeat_interleave(lengths_F, dim=0, output_size=len(x_ND))
         x_MSD, mask_M11S = _pad(x_ND, self._group_lengths(features.lengths, frames))
         z_MQD = self.latents_QD.to(x_ND.dtype).expand(len(x_MSD), -1, -1)
         for layer in self.layers:

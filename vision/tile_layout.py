@@ -65,9 +65,11 @@ def lay_out(batch: TileBatch, *, max_tiles: int, tokens_per_tile: int, numerics:
     rows_T = torch.tensor(tile_rows(batch.grids, max_tiles, padded=padded), device=batch.pixels.device)
     if not padded:
         return TileLayout(batch.pixels, rows_T, tuple(batch.lengths))
-    lengths_M = torch.tensor(batch.lengths, device=batch.pixels.device)
-    real_MN = torch.arange(max_tiles, device=batch.pixels.device) < lengths_M[:, None]
-    real_T = real_MN.flatten().nonzero()[:, 0]
+    real_MN = torch.arange(max_tiles) < torch.tensor(batch.lengths)[:, None]
+    real_T = (
+        real_MN.flatten().nonzero()[:, 0].to(batch.pixels.device)
+    )  # found on the CPU: a GPU would have to be waited for
+    real_MN = real_MN.to(batch.pixels.device)
     pixels = batch.pixels.new_zeros(len(batch) * max_tiles, *batch.pixels.shape[1:])
     pixels[real_T] = batch.pixels
     pad_tokens = -tokens_per_tile % TOKEN_MULTIPLE

@@ -14,14 +14,17 @@ def test_released_placements():
     assert merged == list(range(3, 99, 5))
 
 
+def test_as_many_as_asked_for_where_they_do_not_divide_the_layers():
+    assert cross_attention_layers(126, 31) == list(range(5, 126, 4))  # 405B: 31 blocks are its 98.8 billion parameters
+    assert cross_attention_layers(6, 4) == [2, 3, 4, 5]
+
+
 @given(st.integers(1, 200), st.data())
 def test_evenly_spaced_back_from_the_last_layer(n_layers: int, data: st.DataObject):
     n_cross = data.draw(st.integers(1, n_layers))
     layers = cross_attention_layers(n_layers, n_cross)
-    assert layers[-1] == n_layers - 1 and layers[0] >= 0 and len(layers) <= n_cross
+    assert layers[-1] == n_layers - 1 and layers[0] >= 0 and len(layers) == n_cross
     assert len({b - a for a, b in pairwise(layers)}) <= 1
-    if n_layers % n_cross == 0:
-        assert len(layers) == n_cross
 
 
 @pytest.mark.parametrize("n_cross", [0, 5])

@@ -1,0 +1,56 @@
+"""A decoder on the meta device costs what it would without the short cut for like layers."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from multimodal import meta_decoder
+from multimodal.errors import UserError
+from multimodal.meta_decoder import DecoderShape, decoder_pieces, embeddings, read_config, run_decoder
+from multimodal.meta_run import RunCost
+
+SHAPE = DecoderShape(layers=6, width=64, heads=4, kv_heads=2, ffn=128, vocabulary=300)
+
+
+def cost(*, checkpointing: bool, grad: bool = True) -> RunCost:
+    decoder = meta_decoder.meta_decoder(SHAPE.config())
+    if checkpointing:
+        decoder.enable_gradient_checkpointing()
+    with decoder_pieces(decoder, torch.bfloat16, grad=grad) as pieces:
+        run_decoder(pieces, decoder, embeddings(decoder, 2, 32).requires_grad_(grad), losses=8 if grad else 0)
+        return pieces.finish()
+
+
+@pytest.mark.parametrize(("checkpointing", "grad"), [(False, True), (True, True), (False, False)])
+def test_one_layer_stands_for_those_like_it(checkpointing: bool, grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = cost(checkpointing=checkpointing, grad=grad)
+
+    @contextmanager
+    def never(*_: object):
+        yield
+
+    monkeypatch.setattr(meta_decoder, "layers_once", never)
+    whole = cost(checkpointing=checkpointing, grad=grad)
+    assert short.pieces == whole.pieces
+    # What layers share besides their input (angles of positions) is missing, which shows at this size alone.
+    assert short.kept == pytest.approx(whole.kept, rel=0.05) and short.peak == pytest.approx(whole.peak, rel=0.1)
+
+
+def test_layers_are_themselves_again_afterwards() -> None:
+    decoder = meta_decoder.meta_decoder(SHAPE.config())
+    with decoder_pieces(decoder, None, grad=False):
+        pass
+    assert all("forward" not in vars(layer) for layer in decoder.seam.layers)
+
+
+@pytest.mark.parametrize("wrong", [{"heads": 3}, {"kv_heads": 3}, {"layers": 0}])
+def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="decoder: "):
+        DecoderShape(**wrong)
+
+
+def test_sizes_of_the_built_in_decoder_are_read_without_its_weights() -> None:
+    assert read_config("builtin").num_hidden_layers == 6
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_config("/nowhere/at/all")
