@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
-PRODUCTS = {F.linear: 2, F.conv1d: 2, F.conv2d: 2}
-"""Functions that autocast runs in its dtype, and how many of their first arguments are the factors."""
+PRODUCTS = (F.linear, F.conv1d, F.conv2d)
+"""Functions whose input, weight and bias autocast brings to its dtype."""
 
 
 class Meter(TorchDispatchMode):

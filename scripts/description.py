@@ -1,5 +1,6 @@
 """A described system, as tables for a terminal and as plain values for JSON."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -59,17 +60,10 @@ def _part(name: str, module: nn.Module) -> Part:
     for weight in weights:
         shape = tuple(weight.shape)
         counts[shape] = counts.get(shape, 0) + 1
-    numbers = {shape: count * _product(shape) for shape, count in counts.items()}
+    numbers = {shape: count * math.prod(shape) for shape, count in counts.items()}
     largest = sorted(counts, key=lambda shape: -numbers[shape])[:3]
     shapes = tuple((shape, counts[shape]) for shape in largest)
     return Part(name, parameters([module]), shapes, sum(p.numel() * p.element_size() for p in weights))
-
-
-def _product(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def as_json(description: Description) -> dict[str, Any]:
@@ -175,6 +169,10 @@ def cards_table(stages: Sequence[StageCost]) -> Table:
     """The least sacrifice with which a step of each stage fits on a card."""
     title = f"What fits, with {USABLE:.0%} of a card planned for"
     table = _table(title, "stage", *(f"{card} GB" for card in CARDS), text=range(5))
+    table.caption = (
+        "--checkpointing, --train.optimizer adamw8bit, --decoder.quantize int8; no: what every one of them leaves"
+    )
+    table.caption_justify = "left"
     for stage in stages:
         fits = [stage.settings_for(card) for card in CARDS]
         needed = f"no: {gigabytes(stage.least / USABLE)} GB"

@@ -19,7 +19,7 @@ MODALITIES: dict[str, tuple[dict[str, tuple[str, ...]], Callable[..., RunCost]]]
 }
 """For each part of a `MetaSystem` its stages, with what they train, and what runs one."""
 TILE_SIZES = (336, 448, 560)
-"""Pixels: the paper's first stage, its annealing, and the released instruct models (spec A3)."""
+"""Pixels, in patches of 14: the paper's first stage, its annealing, and the released instruct models (spec A3)."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class EncoderSize:
 
 
 def encoder_sizes(system: System) -> list[EncoderSize]:
-    """The image encoder at its own tile size and at the paper's, where patches fill them."""
+    """The image encoder at its own tile size, and at the paper's if it has the paper's patches."""
     if system.image is None:
         return []
     config = system.image.encoder
     found = []
-    for size in sorted({config.tile_size, *(size for size in TILE_SIZES if size % config.patch_size == 0)}):
+    for size in sorted({config.tile_size, *(TILE_SIZES if config.patch_size == 14 else ())}):
         with META:
             encoder = ImageEncoder(replace(config, tile_size=size))
         tokens = tuple(n * encoder.tokens_per_tile for n in range(1, config.max_tiles + 1))

@@ -1,6 +1,7 @@
 """Systems of the paper have the paper's parameters and tokens; descriptions of small ones as people run the script."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from multimodal.stage_cost import parameters
 from scripts.stages import EncoderSize, encoder_sizes
 from scripts.systems import SYSTEMS, build, config_file, read_system
 from tests.scripts.conftest import Cli
-from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.encoder import ImageEncoder
 
 CONFIGS = Path(scripts.__path__[0]) / "configs"
 BILLION, MILLION = 10**9, 10**6
@@ -51,12 +52,9 @@ def test_image_encoder(tile_size: int, millions: float) -> None:
 def test_our_own_numerics_leave_out_the_rows_of_padding_and_of_no_picture(tile_size: int) -> None:
     config = read_system("8b").image
     assert config is not None
-    sizes = {**vars(config.encoder), "tile_size": tile_size}
-    released = {key: sizes[key] for key in ImageEncoderConfig.__dataclass_fields__}
+    sized = replace(config.encoder, tile_size=tile_size)
     with META:
-        padded, strict = (
-            ImageEncoder(ImageEncoderConfig(**released | {"numerics": n})) for n in ("reference", "strict")
-        )
+        padded, strict = ImageEncoder(sized), ImageEncoder(replace(sized, numerics="strict"))
     rows, tokens = 9 * 4 - 23, (tile_size // 14) ** 2 + 1
     assert parameters([padded]) - parameters([strict]) == rows * (tokens + 2) * 1280
 

@@ -123,7 +123,7 @@ def test_use_needs_no_gradient() -> None:
 def test_the_numerics_of_the_released_model_run_too() -> None:
     decoder = meta_decoder(SHAPE.config())
     with META:
-        encoder = EncoderOptions(**{**vars(ENCODER), "numerics": "reference", "tap_norm": False})
+        encoder = replace(ENCODER, numerics="reference", tap_norm=False)
         image = ImageModality.create(ImageConfig(encoder=encoder, adapter=CONFIG.adapter), decoder)
     decoder.attach("image", image.adapter)
     cost = image_run(image, decoder, Workload(tiles=1), train=STAGES["image: adapter and encoder"])
