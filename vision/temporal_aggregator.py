@@ -67,6 +67,33 @@ class TimeSignal(nn.Module):
         return self.proj(torch.cat([angles.sin(), angles.cos()], dim=-1).to(self.proj.weight.dtype))
 
 
+class FeatureStatistics(nn.Module):
+    """Features less their mean, over their deviation, channel by channel; the identity until it is fitted.
+
+    Features of a frozen encoder are mostly what all frames have in common. Attention that starts out even passes on
+    little else, and what tells one frame from another is learnt slowly or not at all.
+    """
+
+    mean_C: Tensor
+    deviation_C: Tensor
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_C", torch.zeros(feature_dim))
+        self.register_buffer("deviation_C", torch.ones(feature_dim))
+
+    @torch.no_grad()
+    def fit(self, tokens_NC: Tensor) -> None:
+        """Take mean and deviation from these features."""
+        tokens_NC = tokens_NC.float()
+        self.mean_C.copy_(tokens_NC.mean(0))
+        # A channel that never moves stays near 0 instead of being blown up.
+        self.deviation_C.copy_(tokens_NC.std(0, correction=0).clamp_min(1e-3))
+
+    def forward(self, tokens_NC: Tensor) -> Tensor:
+        return (tokens_NC - self.mean_C) / self.deviation_C
+
+
 class ResamplerLayer(nn.Module):
     """Latents read the frames and each other, then a feed-forward, both pre-norm (as in Flamingo; spec A5.2)."""
 
@@ -117,7 +144,7 @@ class TemporalAggregator(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.norm_in = nn.LayerNorm(feature_dim)
+        self.norm_in = FeatureStatistics(feature_dim)
         self.proj_in = nn.Linear(feature_dim, width, bias=False)
         self.time = TimeSignal(width=width, frequencies=config.time_frequencies)
         self.latents_QD = nn.Parameter(torch.randn(config.latents, width) * width**-0.5)

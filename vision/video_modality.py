@@ -4,7 +4,7 @@ Llama 3 paper, section 7.3 / spec A5. A clip takes one token of the prompt. Its 
 image modality, without gradient, a few at a time: what is kept of a clip is its features.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,6 +227,13 @@ class VideoModality(nn.Module):
         finally:
             encoder.train(training)
         return ImageFeatures(tokens_NC, lengths)
+
+    @torch.no_grad()
+    def fit_statistics(self, clips: Iterable[ClipFrames]) -> None:
+        """Take the statistics by which the aggregator normalises features from those of some clips."""
+        device = self.adapter.aggregator.latents_QD.device
+        features = [self.encode(clip.to(device)).tokens for clip in clips]
+        self.adapter.aggregator.norm_in.fit(torch.cat(features))
 
     def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
         """Keys and values of a batch of clips, for the video layers and, if the settings say so, the image layers."""

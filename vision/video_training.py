@@ -4,6 +4,7 @@ Llama 3 paper, section 7.3 / spec A5.3. Both train the aggregator and the video 
 encoder and the decoder stay as they are. The second stage starts from the weights of the first with a fresh optimizer.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 
 from multimodal.config import dump
-from multimodal.data.broken import OnError
+from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.word_times import WORD_TIMES, read_word_times
 from multimodal.errors import UserError
@@ -35,6 +36,8 @@ from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_c
 from vision.video_modality import VideoConfig, VideoModality
 
 CLIPS = "clips"
+STATISTICS_FROM = 64
+"""Clips from whose features their mean and deviation are taken."""
 IMAGE_PARTS = ("adapter", "gates", "encoder", "tokens")
 """Parts of the model that stay as they are."""
 
@@ -266,6 +269,22 @@ def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, l
     return asked
 
 
+def _fit_statistics(model: MultimodalModel, clips: ClipSet, *, seed: int) -> None:
+    """Statistics of the features of some clips, drawn by the seed, so that a resumed run finds the same ones.
+
+    Raises:
+        UserError: none of them can be read.
+    """
+    broken = BrokenSamples(what="clips")
+    drawn = random.Random(f"statistics/{seed}").sample(range(len(clips)), min(STATISTICS_FROM, len(clips)))
+    chosen = [clips[number] for number in drawn]
+    read = (broken.read(lambda c=c: _video(model).prepare(c.clip, between=c.between), id=c.name) for c in chosen)
+    frames = [found for found in read if found is not None]
+    if not frames:
+        raise UserError(f"none of {len(chosen)} clips can be read, the first is {chosen[0].name}; expected clips")
+    _video(model).fit_statistics(frames)
+
+
 def _stage(
     config: VideoQAConfig,
     model: MultimodalModel,
@@ -310,6 +329,7 @@ def train_video_qa(
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
     early, video = config.pretrain, config.video
     clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
+    _fit_statistics(model, clips, seed=config.train.seed)
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
         settings = replace(early.settings(config.train, rates=config.train.learning_rates), eval_every=0)
