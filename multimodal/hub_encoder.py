@@ -5,6 +5,7 @@ their hash.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +36,10 @@ class HubEncoder(nn.Module):
         """The origin, if the weights of `model` are those that it gave; None where they were trained."""
         unchanged = self.origin is not None and weights_sha256(self.model) == self.origin.sha256
         return self.origin if unchanged else None
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but a frozen encoder stays in eval mode: it is used as it was published, without dropout."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from multimodal.batch import MediaBatch
+from multimodal.decoder_sizes import DecoderSizes
 from multimodal.errors import UserError
-from vision.cross_layers import DecoderSizes
 from vision.encoder import ImageFeatures
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 
