@@ -5,6 +5,7 @@ their hash.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
+from multimodal.safe_weights import SAFE, expect_safetensors
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ def read_model(name: str, *, what: str) -> tuple[PreTrainedModel, bool]:
         what: what it is to be, for the message.
 
     Raises:
-        UserError: no such model.
+        UserError: no such model, or one that would run code.
     """
+    expect_safetensors(Path(name), what=what, reader="AutoModel")
     try:
-        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **SAFE)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{what} {name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     return model, not found["missing_keys"]

@@ -149,7 +149,7 @@ class HubSpeechEncoder(HubEncoder):
         """
         model, whole = read_model(name, what="speech encoder")
         try:
-            extractor = AutoFeatureExtractor.from_pretrained(name)
+            extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"speech encoder {name}: no feature extractor can be loaded: {reason}") from error

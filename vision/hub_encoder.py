@@ -209,7 +209,7 @@ class HubImageEncoder(HubEncoder):
 def pixel_statistics(name: str) -> tuple[RGB, RGB]:
     """Mean and std of the image processor beside a model; CLIP's where it has none."""
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return CLIP_MEAN, CLIP_STD
     mean, std = ((float(r), float(g), float(b)) for r, g, b in (processor.image_mean, processor.image_std))
