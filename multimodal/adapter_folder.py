@@ -5,9 +5,6 @@ goes for an encoder of the hub that was not trained. Weights are safetensors: no
 Several folders for one decoder may be loaded into one model.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,22 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from multimodal.adapter_card import decoder_in_words
+from multimodal.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    read_config,
+    read_tensors,
+    versions,
+    whole,
+    write_adapter,
+)
+from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError
 from multimodal.hub_encoder import HubEncoder
 from multimodal.pretrained import load_decoder
 from multimodal.quantization import quantization_of
-from multimodal.train.logging import git_revision
 from multimodal.train.precision import resolve_device
+from multimodal.weight_folder import expect_same_tensors
 
 if TYPE_CHECKING:
     from multimodal.model import MultimodalModel
 
-FORMAT = 1
-CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter.safetensors", "README.md"
 TABLE = "extra_embedding.weight"
 """All modalities' placeholders and marks; `MultimodalModel.token_rows` says which rows are whose."""
 
@@ -47,6 +50,15 @@ class _Saved:
     modalities: Mapping[str, Any]
     borrowed: Mapping[str, Mapping[str, str]]
     tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def read(cls, folder: Path, config: Mapping[str, Any]) -> "_Saved":
+        """With the tensors that go with an `adapter_config.json`.
+
+        Raises:
+            UserError: as `read_tensors`.
+        """
+        return cls(folder, config["modalities"], config.get("borrowed", {}), read_tensors(folder))
 
 
 def _hub_encoders(model: "MultimodalModel") -> dict[str, HubEncoder]:
@@ -69,99 +81,57 @@ def _tensors_of(
 
 
 def save_adapter(
-    model: "MultimodalModel", folder: Path, *, recipe: Mapping[str, Any], metrics: Mapping[str, Any]
+    model: "MultimodalModel",
+    folder: Path,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    hub_name: str = "",
+    license: str = "",
 ) -> None:
     """Write the folder whole or not at all; an older one of that name is replaced.
 
+    Args:
+        recipe, metrics: how the adapter was trained, and what was measured of it. Neither: those of the folder that the
+            model was loaded from, if nothing has changed since.
+        hub_name, license: as in `write_adapter`.
+
     Raises:
-        UserError: the folder holds something else, or cannot be written (a full disk); an older adapter is then intact.
+        UserError: as `write_adapter`.
     """
-    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds other files; expected a new folder or an adapter to replace")
-    lm = model.decoder.lm
     origins = {place: encoder.borrowed for place, encoder in _hub_encoders(model).items()}
     borrowed = {place: asdict(origin) for place, origin in origins.items() if origin is not None}
+    if recipe is None and metrics is None:
+        recipe, metrics = _still_true(model)
     config = {
-        "format": FORMAT,
         "decoder": model.decoder_name,
         "decoder_sha256": model.decoder.sha256(),
-        "decoder_dtype": str(lm.dtype).removeprefix("torch."),
-        "decoder_quantization": quantization_of(lm),
+        "decoder_dtype": str(model.decoder.lm.dtype).removeprefix("torch."),
+        "decoder_quantization": quantization_of(model.decoder.lm),
+        "decoder_sizes": asdict(decoder_sizes(model.decoder)),
         "modalities": {kind: m.config.to_dict() for kind, m in model.modalities.items()},  # type: ignore[union-attr]
         "borrowed": borrowed,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "git": git_revision()},
-        "recipe": dict(recipe),
-        "metrics": dict(metrics),
+        "versions": versions(),
+        "recipe": dict(recipe or {}),
+        "metrics": dict(metrics or {}),
     }
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    shutil.rmtree(new, ignore_errors=True)
+    tensors = _tensors_of(model, model.modalities, borrowed)
+    write_adapter(folder, config, tensors, hub_name=hub_name, license=license)
+
+
+def _still_true(model: "MultimodalModel") -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Recipe and metrics of the folder that a model was loaded from; empty unless it still is what they speak of."""
+    if model.loaded_from is None:
+        return {}, {}
     try:
-        new.mkdir(parents=True)
-        tensors = _tensors_of(model, model.modalities, borrowed)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, new / WEIGHTS)
-        (new / CONFIG).write_text(json.dumps(config, indent=2, default=str) + "\n")
-        (new / CARD).write_text(_card(config))
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(new, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write adapter {folder}: {reason}; expected a writable disk with room") from error
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(folder: Path, ending: str) -> Path:
-    """Where the new folder is made, and where the older one waits while the two are exchanged."""
-    return folder.parent / f"{folder.name}.{ending}"
-
-
-def _card(config: Mapping[str, Any]) -> str:
-    """A model card of what is known: nothing but facts and measured numbers."""
-    kinds = ", ".join(config["modalities"])
-    decoder = _in_words(config["decoder"], config["decoder_quantization"])
-    lines = [
-        f"# {kinds} adapter",
-        "",
-        f"For the frozen decoder `{decoder}` (sha256 `{config['decoder_sha256'][:16]}...`), made with Graft.",
-        *(f"Its encoder `{origin['name']}` is not in this folder." for origin in config["borrowed"].values()),
-        "",
-        "| metric | value |",
-        "| --- | --- |",
-        *(f"| {name} | {value:.4g} |" for name, value in config["metrics"].items() if isinstance(value, float | int)),
-        "",
-        "```python",
-        "from multimodal.model import MultimodalModel",
-        'model = MultimodalModel.from_pretrained("this-folder")',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _in_words(decoder: str, quantization: str) -> str:
-    """A decoder's name, with how it was quantised."""
-    return decoder if quantization == "none" else f"{decoder} in {quantization}"
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no {CONFIG}; expected an adapter folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG}: not JSON ({error}); expected what save_pretrained wrote") from None
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{folder / CONFIG}: format {found}; this version of Graft reads {FORMAT}")
-    missing = sorted({"decoder", "decoder_sha256", "decoder_dtype", "modalities"} - config.keys())
-    if missing:
-        raise UserError(f"{folder / CONFIG}: no {missing[0]!r} in it; expected what save_pretrained wrote")
-    return config
+        config = read_config(model.loaded_from)
+        saved = _Saved.read(model.loaded_from, config)
+    except UserError:
+        return {}, {}
+    same = config["decoder_sha256"] == model.decoder.sha256() and saved.modalities.keys() == model.modalities.keys()
+    if not (same and all(_is_same(model, kind, saved) for kind in saved.modalities)):
+        return {}, {}
+    return config.get("recipe", {}), config.get("metrics", {})
 
 
 def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device: str) -> "MultimodalModel":
@@ -177,7 +147,8 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
     """
     from multimodal.model import MultimodalModel
 
-    config = _read_config(_whole(folder))
+    folder = whole(folder)
+    config = read_config(folder)
     name = decoder or config["decoder"]
     frozen, tokenizer = load_decoder(
         name,
@@ -187,6 +158,7 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
     )
     model = MultimodalModel(frozen, tokenizer, decoder_name=name)
     add_adapter(model, folder, force_decoder=force_decoder)
+    model.loaded_from = folder.absolute()
     return model.eval()
 
 
@@ -200,36 +172,58 @@ def add_adapter(model: "MultimodalModel", folder: Path, *, force_decoder: bool) 
         UserError: as `load_model`; or the model has a modality of the folder already, or image parts other than those
             that the folder's video parts build on.
     """
-    folder = _whole(folder)
-    config = _read_config(folder)
-    if not force_decoder and (own := model.decoder.sha256()) != config["decoder_sha256"]:
-        trained_on = _in_words(config["decoder"], config.get("decoder_quantization", "none"))
-        present = _in_words(model.decoder_name, quantization_of(model.decoder.lm))
-        raise UserError(
-            f"{folder}: was trained on decoder {trained_on} (sha256 {config['decoder_sha256'][:12]}), but "
-            f"{present} has {own[:12]}; expected the same weights (--force-decoder loads it all the same)"
-        )
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); expected the adapter's tensors") from None
-    saved = _Saved(folder, config["modalities"], config.get("borrowed", {}), tensors)
+    folder = whole(folder)
+    config = read_config(folder)
+    _check_decoder(model, folder, config, force=force_decoder)
+    saved = _Saved.read(folder, config)
     new = _new_kinds(model, saved)
     with ExitStack() as undo:
         for kind in new:
-            model.add(kind, saved.modalities[kind])
+            _add(model, kind, saved)
             undo.callback(model.unload_adapter, kind)
             model.modalities[kind].train(model.training)
         _check_borrowed(model, saved)
-        _check_fit(_tensors_of(model, saved.modalities, saved.borrowed), tensors, folder / WEIGHTS)
+        expect_same_tensors(
+            _shapes(saved.tensors),
+            _shapes(_tensors_of(model, saved.modalities, saved.borrowed)),
+            problem=f"{folder / WEIGHTS}: does not fit the configuration",
+        )
         _fill(model, new, saved)
         undo.pop_all()
 
 
-def _whole(folder: Path) -> Path:
-    """The folder, or the one that waits in its place after a kill in the middle of `save_adapter`'s exchange."""
-    old = _beside(folder, "old")
-    return old if old.exists() and not folder.exists() else folder
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_decoder(model: "MultimodalModel", folder: Path, config: Mapping[str, Any], *, force: bool) -> None:
+    """Raises UserError unless the decoder is the one that the adapter was trained on or, by force, one of its sizes."""
+    own = model.decoder.sha256()
+    if own == config["decoder_sha256"]:
+        return
+    # Not only where shapes would tell: as many weights in more heads, or another epsilon, compute something else.
+    sizes = asdict(decoder_sizes(model.decoder))
+    needed = config.get("decoder_sizes", sizes)
+    wrong = [f"{name} {size} for {needed.get(name)}" for name, size in sizes.items() if needed.get(name) != size]
+    trained_on = decoder_in_words(config["decoder"], config.get("decoder_quantization", "none"))
+    present = decoder_in_words(model.decoder_name, quantization_of(model.decoder.lm))
+    found = (
+        f"{folder}: was trained on decoder {trained_on} (sha256 {config['decoder_sha256'][:12]}), but {present} has "
+        f"{own[:12]}"
+    )
+    if wrong:
+        raise UserError(f"{found} and other sizes ({', '.join(wrong)}); expected a decoder of the same sizes")
+    if not force:
+        raise UserError(f"{found}; expected the same weights (--force-decoder loads it all the same)")
+
+
+def _add(model: "MultimodalModel", kind: str, saved: _Saved) -> None:
+    """A modality with the settings of a folder, whatever stands there."""
+    try:
+        model.add(kind, saved.modalities[kind])
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{saved.folder / CONFIG}: settings of {kind} that cannot be built ({reason})") from error
 
 
 def _check_borrowed(model: "MultimodalModel", saved: _Saved) -> None:
@@ -285,20 +279,6 @@ def _is_same(model: "MultimodalModel", kind: str, saved: _Saved) -> bool:
         if not torch.equal(own, found):
             return False
     return True
-
-
-def _check_fit(targets: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Refuse tensors other than exactly those that the modalities have."""
-    wrong = [f"missing {name}" for name in targets.keys() - tensors.keys()]
-    wrong += [f"unknown {name}" for name in tensors.keys() - targets.keys()]
-    wrong += [
-        f"{name} {list(tensors[name].shape)} for {list(target.shape)}"
-        for name, target in targets.items()
-        if name in tensors and tensors[name].shape != target.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise UserError(f"{file}: does not fit the configuration: {'; '.join(sorted(wrong)[:10])}{more}")
 
 
 @torch.no_grad()

@@ -1,11 +1,17 @@
 """Errors that people see: one line, exit status 2, nothing half-written."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class UserError(Exception):
     """Something the user can put right. The message names what was found, where, and what was expected, on one line."""
+
+
+def up_to_ten(faults: Sequence[str]) -> str:
+    """Faults for a message, in order: the first ten, and how many more there are."""
+    more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
+    return "; ".join(faults[:10]) + more
 
 
 def _say(sentence: str) -> None:

@@ -5,6 +5,8 @@ their hash.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
+from multimodal.safe_weights import SAFE, expect_safetensors
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class HubEncoder(nn.Module):
         unchanged = self.origin is not None and weights_sha256(self.model) == self.origin.sha256
         return self.origin if unchanged else None
 
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but a frozen encoder stays in eval mode: it is used as it was published, without dropout."""
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""
         # The newer of the two names warns under the older one, and transformers 5.17 knows the older one alone.
@@ -50,10 +57,11 @@ def read_model(name: str, *, what: str) -> tuple[PreTrainedModel, bool]:
         what: what it is to be, for the message.
 
     Raises:
-        UserError: no such model.
+        UserError: no such model, or one that would run code.
     """
+    expect_safetensors(Path(name), what=what, reader="AutoModel")
     try:
-        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **SAFE)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{what} {name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     return model, not found["missing_keys"]

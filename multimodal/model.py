@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from multimodal.batch import Batch, Sample, Turn, collate, length_groups
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
+from multimodal.hashing import weights_sha256
 from multimodal.loss import IGNORE, Teacher, frozen_head_loss
 from multimodal.memory import AdapterMemory, CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
@@ -60,15 +61,20 @@ class MultimodalModel(nn.Module):
         self.tokenizer = tokenizer
         self.decoder_name = decoder_name
         self.modalities = nn.ModuleDict()
+        self.loaded_from: Path | None = None
+        """The adapter folder that this model was made from."""
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, decoder: str | None = None, force_decoder: bool = False, device: str = "auto"
+        cls, name: str | Path, *, decoder: str | None = None, force_decoder: bool = False, device: str = "auto"
     ) -> "MultimodalModel":
-        """Load an adapter folder with the decoder that it names; see `multimodal.adapter_folder.load_model`."""
+        """Load an adapter, a folder or one of the hub, with the decoder that it names; see
+        `multimodal.adapter_folder.load_model`.
+        """
         from multimodal.adapter_folder import load_model
+        from multimodal.adapter_hub import find_adapter
 
-        return load_model(Path(folder), decoder=decoder, force_decoder=force_decoder, device=device)
+        return load_model(find_adapter(name), decoder=decoder, force_decoder=force_decoder, device=device)
 
     def save_pretrained(
         self, folder: str | Path, *, recipe: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
@@ -76,7 +82,28 @@ class MultimodalModel(nn.Module):
         """Write the adapter folder; see `multimodal.adapter_folder.save_adapter`."""
         from multimodal.adapter_folder import save_adapter
 
-        save_adapter(self, Path(folder), recipe=recipe or {}, metrics=metrics or {})
+        save_adapter(self, Path(folder), recipe=recipe, metrics=metrics)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str = "",
+        recipe: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Publish the adapter on the hub and return its address; see `multimodal.adapter_hub.push_adapter`.
+
+        Example:
+            >>> MultimodalModel.from_pretrained("runs/demo/adapter").push_to_hub("someone/scenes", private=True)
+        """
+        from multimodal.adapter_hub import push_adapter
+
+        return push_adapter(
+            self, repo_id, private=private, token=token, license=license, recipe=recipe, metrics=metrics
+        )
 
     def add(self, kind: str, config: Any) -> None:
         """Graft a new modality with the given configuration; one that builds on another (clips on pictures) gets that.
@@ -96,16 +123,18 @@ class MultimodalModel(nn.Module):
             self.decoder.attach(kind, modality.adapter)
         self.modalities[kind] = modality
 
-    def load_adapter(self, folder: str | Path, *, force_decoder: bool = False) -> None:
-        """Add the modalities of another folder for the same decoder; see `multimodal.adapter_folder.add_adapter`.
+    def load_adapter(self, name: str | Path, *, force_decoder: bool = False) -> None:
+        """Add the modalities of another adapter, a folder or one of the hub, for the same decoder; see
+        `multimodal.adapter_folder.add_adapter`.
 
         Example:
             >>> model = MultimodalModel.from_pretrained("runs/demo-video/adapter")
             >>> model.load_adapter("runs/demo-asr/adapter")
         """
         from multimodal.adapter_folder import add_adapter
+        from multimodal.adapter_hub import find_adapter
 
-        add_adapter(self, Path(folder), force_decoder=force_decoder)
+        add_adapter(self, find_adapter(name), force_decoder=force_decoder)
 
     def unload_adapter(self, kind: str) -> None:
         """Take a modality off again. What the model says with the others stays the same to the bit.
@@ -122,6 +151,14 @@ class MultimodalModel(nn.Module):
             self.decoder.detach(kind)
         self.decoder.reset_extra(self.token_rows(kind))
         del self.modalities[kind]
+
+    def modalities_sha256(self) -> str:
+        """Hash over the weights of all modalities: at the beginning of a run, which runs can be averaged.
+
+        The extra tokens are left out. They begin as a mean of the decoder's embeddings, which differs in its last bits
+        from machine to machine.
+        """
+        return weights_sha256(self.modalities)
 
     def token_rows(self, kind: str) -> list[int]:
         """Rows of the decoder's extra tokens that a modality alone reads: its placeholder's, and its marks' if any."""

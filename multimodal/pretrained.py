@@ -1,16 +1,20 @@
 """Load a decoder: the built-in one, a folder, or a name of the hub."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.errors import UserError
+from multimodal.errors import UserError, up_to_ten
 from multimodal.quantization import Quantization, quantize_decoder
+from multimodal.safe_weights import SAFE, expect_safetensors
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.precision import resolve_device, resolve_precision
@@ -32,18 +36,23 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     """A causal decoder of `transformers` as it is, and its tokenizer.
 
     Raises:
-        UserError: no such decoder, or no tokenizer beside it.
+        UserError: no such decoder, no tokenizer beside it, or one that would run code.
     """
-    disable_progress_bar()  # a second of loading needs none; downloads keep theirs
+    logging.disable_progress_bar()  # a second of loading needs none; downloads keep theirs
     path = decoder_path(name)
     if not Path(path).exists() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
         raise UserError(f"decoder {name}: no such folder; expected a model folder of transformers")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise UserError(f"decoder {name}: no config.json in that folder; expected a model folder of transformers")
+    expect_safetensors(Path(path), what="decoder", reader="AutoModelForCausalLM")
     try:
-        lm = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        with _quiet_transformers():
+            lm, found = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    _expect_all_weights(name, found)
     return lm, read_tokenizer(path, name=name)
 
 
@@ -54,12 +63,31 @@ def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
         UserError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].rstrip(": ")
         raise UserError(
             f"decoder {name}: no usable tokenizer ({reason}); expected its files beside the weights"
         ) from None
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its table of weights that do not fit: an error of one line names them."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _expect_all_weights(name: str, found: Mapping[str, Any]) -> None:
+    """Raises UserError where transformers would make up weights: missing ones, and ones of another shape."""
+    wrong = [f"missing {key}" for key in found["missing_keys"]]
+    wrong += [f"{key} {list(there)} for {list(own)}" for key, there, own in found["mismatched_keys"]]
+    if wrong:
+        raise UserError(f"decoder {name}: weights do not fit its config.json: {up_to_ten(sorted(wrong))}")
 
 
 def load_decoder(

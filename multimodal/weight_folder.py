@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from multimodal.errors import UserError
+from multimodal.errors import UserError, up_to_ten
+from multimodal.safe_weights import is_pickle, only_pickle
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SHARD_BYTES = 4 * 2**30
 
 Shape = tuple[int, ...]
@@ -74,8 +74,8 @@ def open_weights(folder: Path) -> WeightFolder:
 def _shards(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         if not (folder / WEIGHTS).is_file():
-            pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
-            found = f"pickled weights ({pickles[0]}), which may run code" if pickles else f"no {WEIGHTS}"
+            pickle = only_pickle(folder)
+            found = f"no {WEIGHTS}" if pickle is None else f"pickled weights ({pickle.name}), which may run code"
             raise UserError(f"{folder}: {found}; expected safetensors")
         return [folder / WEIGHTS]
     try:
@@ -94,10 +94,7 @@ def _open(file: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; expected a shard that {INDEX} names") from None
     except SafetensorError as error:
-        with file.open("rb") as opened:
-            head = opened.read(8)  # of safetensors: the length of the header
-        pickle = head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and int.from_bytes(head, "little") > 10**9)
-        found = "a pickle, which may run code" if pickle else f"cannot be read, perhaps truncated ({error})"
+        found = "a pickle, which may run code" if is_pickle(file) else f"cannot be read, perhaps truncated ({error})"
         raise UserError(f"{file}: {found}; expected safetensors") from None
 
 
@@ -114,8 +111,7 @@ def expect_same_tensors(found: Mapping[str, object], expected: Mapping[str, obje
         f"{name} {found[name]} for {like}" for name, like in expected.items() if name in found and found[name] != like
     ]
     if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise UserError(f"{problem}: {'; '.join(sorted(wrong)[:10])}{more}")
+        raise UserError(f"{problem}: {up_to_ten(sorted(wrong))}")
 
 
 def write_weights(

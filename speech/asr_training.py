@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from multimodal.adapter_merge import START
 from multimodal.config import dump
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
@@ -203,7 +204,7 @@ def train_asr(
     utterances = training_utterances(data, seed=seed, writers=writers)
     dev = dev_utterances(data, seed=seed, writers=writers)
     model = build_model(config, utterances)
-    sha256 = model.decoder.sha256()
+    sha256, start = model.decoder.sha256(), model.modalities_sha256()
     report(f"a token of speech stands for {1000 * speech_of(model).embedding_seconds:g} ms")
     kept = config.run_dir / "replies.jsonl"
     found = with_replies(model, utterances, max_new_tokens=config.max_new_tokens, kept=kept)
@@ -223,7 +224,7 @@ def train_asr(
     sets = evaluation_sets(data, seed=seed, writers=writers)
     options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
     result = AsrResult(trained, evaluate_sets(model, sets, seed=seed, **options))
-    recipe: Mapping[str, Any] = asdict(config)
+    recipe: Mapping[str, Any] = {START: start} | asdict(config)
     model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=trained.metrics | result.metrics())
     if trained.skipped:
         report(f"{trained.skipped} samples with broken recordings were skipped")

@@ -8,7 +8,7 @@ Legend: B utterances, M input frames, F channels of an input frame, T output fra
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ class HubSpeechEncoder(HubEncoder):
         """
         model, whole = read_model(name, what="speech encoder")
         try:
-            extractor = AutoFeatureExtractor.from_pretrained(name)
+            extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"speech encoder {name}: no feature extractor can be loaded: {reason}") from error
@@ -171,11 +171,11 @@ class HubSpeechEncoder(HubEncoder):
         """Feature frames of so many input frames; a tensor for a tensor."""
         return ceil_divide(length, self.stride)
 
-    def train(self, mode: bool = True) -> "HubSpeechEncoder":
-        """As ever, but batch norms (Parakeet's) keep their statistics: those of a batch would hold its padding. And a
-        frozen encoder drops nothing out: it is used as it was published.
+    def train(self, mode: bool = True) -> Self:
+        """As any hub encoder, and batch norms (Parakeet's) keep their statistics: those of a batch would hold its
+        padding.
         """
-        super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+        super().train(mode)
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.eval()

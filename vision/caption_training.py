@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from multimodal.adapter_merge import START
 from multimodal.config import dump
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
@@ -216,7 +217,7 @@ def train_captioning(
         UserError: anything the user can put right.
     """
     model = build_model(config)
-    sha256 = model.decoder.sha256()
+    sha256, start = model.decoder.sha256(), model.modalities_sha256()
     result = _stage(config, model, config.train, "initial")
     anneal = config.anneal
     if anneal.steps:
@@ -227,7 +228,7 @@ def train_captioning(
         result = _stage(config, model, settings, "anneal")
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
-    recipe: Mapping[str, Any] = asdict(config)
+    recipe: Mapping[str, Any] = {START: start} | asdict(config)
     model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=result.metrics)
     if result.skipped:
         report(f"{result.skipped} samples with broken pictures were skipped")

@@ -132,7 +132,7 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     Raises:
         UserError: anything the user can put right.
     """
-    tokenizer = AutoTokenizer.from_pretrained(decoder_path(config.tokenizer))
+    tokenizer = AutoTokenizer.from_pretrained(decoder_path(config.tokenizer), trust_remote_code=False)
     torch.manual_seed(config.train.seed)
     encoder = ImageEncoder(config.encoder)
     if config.encoder.weights is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from multimodal.batch import MediaBatch
 from multimodal.cross_attention import GatedCrossAttention
-from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_sizes import DecoderSizes
 from multimodal.errors import UserError
 from multimodal.layers import TanhGate
 from multimodal.memory import AdapterMemory
@@ -29,32 +29,6 @@ class CrossLayersConfig:
     heads: int = 0
     kv_heads: int = 0
     ffn: int = 0
-
-
-@dataclass(frozen=True)
-class DecoderSizes:
-    """What an adapter must know of its decoder."""
-
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    eps: float
-
-
-def decoder_sizes(decoder: FrozenDecoder) -> DecoderSizes:
-    """Sizes from the decoder's own configuration, whatever its family calls them."""
-    config = decoder.lm.config.get_text_config()
-    heads = config.num_attention_heads
-    return DecoderSizes(
-        width=decoder.dim,
-        layers=decoder.n_layers,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        ffn=config.intermediate_size,
-        eps=getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", 1e-5),
-    )
 
 
 class CrossLayers(nn.ModuleDict):

@@ -1,4 +1,4 @@
-"""Any plain vision transformer of `transformers` as image encoder: CLIP, SigLIP, SigLIP 2, DINOv2 and kin.
+"""Any plain vision transformer of `transformers` as image encoder: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3 and kin.
 
 Same interface as `vision.encoder.ImageEncoder`: `forward(TileBatch) -> ImageFeatures`, `tile_size`, `tokens_per_tile`,
 `feature_dim`. Each tile is encoded alone at one fixed size, so nothing is padded and a picture's features never depend
@@ -62,12 +62,14 @@ class Family:
     """What a family of models does in its own way.
 
     final_norm: module to apply to `last_hidden_state`, where the model normalises its pooled vector alone. inputs:
-    tiles to keyword arguments. image_size: native tile size in pixels from the model's config.
+    tiles to keyword arguments. image_size: native tile size in pixels from the model's config. jitter: settings of
+    random positions in training, which are taken out: tiles have one size, and what is random is drawn for the batch.
     """
 
     final_norm: str | None = None
     inputs: Callable[[Tensor, int], dict[str, Any]] = _as_image
     image_size: Callable[[Any], int] = lambda config: config.image_size
+    jitter: tuple[str, ...] = ()
 
 
 FAMILIES = {
@@ -75,6 +77,7 @@ FAMILIES = {
     "siglip2_vision_model": Family(
         inputs=_as_patches, image_size=lambda config: round(config.num_patches**0.5) * config.patch_size
     ),
+    "dinov3_vit": Family(jitter=("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")),
 }
 
 
@@ -110,6 +113,8 @@ class HubImageEncoder(HubEncoder):
                     f"vision encoder: found {kind!r} without a plain {field}, expected a vision transformer"
                 )
         self.family = FAMILIES.get(kind, Family())
+        for setting in self.family.jitter:
+            setattr(config, setting, None)
         self.tile_size = tile_size or self.family.image_size(config)
         if self.tile_size % config.patch_size:
             raise UserError(
@@ -204,7 +209,7 @@ class HubImageEncoder(HubEncoder):
 def pixel_statistics(name: str) -> tuple[RGB, RGB]:
     """Mean and std of the image processor beside a model; CLIP's where it has none."""
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return CLIP_MEAN, CLIP_STD
     mean, std = ((float(r), float(g), float(b)) for r, g, b in (processor.image_mean, processor.image_std))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from multimodal.batch import MediaBatch
+from multimodal.decoder_sizes import DecoderSizes
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
 from multimodal.placement import cross_attention_layers
-from vision.cross_layers import CrossLayers, CrossLayersConfig, DecoderSizes
+from vision.cross_layers import CrossLayers, CrossLayersConfig
 from vision.encoder import ImageFeatures
 
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from multimodal.batch import MediaBatch
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_sizes import DecoderSizes, decoder_sizes
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
-from vision.cross_layers import DecoderSizes, decoder_sizes, gate_values, own_columns, split_gates
+from vision.cross_layers import gate_values, own_columns, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import load_encoder
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder

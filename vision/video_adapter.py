@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from multimodal.decoder_sizes import DecoderSizes
 from multimodal.placement import every_nth
-from vision.cross_layers import CrossLayers, CrossLayersConfig, DecoderSizes
+from vision.cross_layers import CrossLayers, CrossLayersConfig
 from vision.encoder import ImageFeatures
 from vision.temporal_aggregator import TemporalAggregator, TemporalAggregatorConfig
 

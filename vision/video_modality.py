@@ -15,6 +15,7 @@ from torch import nn
 from multimodal.batch import MediaBatch
 from multimodal.data.feature_cache import FeatureCache, cache_key
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.memory import AdapterMemory
@@ -22,7 +23,7 @@ from multimodal.train.precision import autocast, resolve_precision
 from vision.clip import ClipSource, read_clip
 from vision.clip_frames import ClipBatch, ClipFrames, join_features
 from vision.clip_motion import neighbours_as_colours
-from vision.cross_layers import decoder_sizes, gate_values, split_gates
+from vision.cross_layers import gate_values, split_gates
 from vision.encoder import ImageFeatures
 from vision.image_modality import ImageModality
 from vision.temporal_aggregator import TemporalAggregatorConfig

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from multimodal.adapter_merge import START
 from multimodal.config import dump
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.feature_cache import FeatureCache
@@ -326,6 +327,7 @@ def train_video_qa(
     """
     _check_rates(config)
     model = build_video_model(config)
+    start = model.modalities_sha256()
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
     early, video = config.pretrain, config.video
     clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
@@ -338,7 +340,8 @@ def train_video_qa(
     result = _stage(config, model, config.train, "answer", clips, dev)
     if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
         raise RuntimeError("frozen weights have changed; this is a defect of Graft")
-    model.save_pretrained(config.run_dir / "adapter", recipe=asdict(config), metrics=result.metrics)
+    recipe = {START: start} | asdict(config)
+    model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=result.metrics)
     if result.skipped:
         report(f"{result.skipped} samples with broken clips were skipped")
     if (cache := _video(model).cache) is not None and not config.train.workers:  # workers count for themselves

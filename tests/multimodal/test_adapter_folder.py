@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from multimodal import adapter_folder as module
+from multimodal import adapter_files as module
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
-from tests.tiny_models import TILE, ask, picture, save_decoder, tiny_model
+from tests.multimodal.tiny_decoders import tiny_decoder
+from tests.multimodal.tiny_tokenizers import builtin_tokenizer
+from tests.tiny_models import TILE, VIDEO, ask, picture, save_decoder, tiny_model
 
 CHAT = ask("Who?", picture(2 * TILE, TILE), "Describe the image.")
 WEIGHTS, CONFIG = "adapter.safetensors", "adapter_config.json"
@@ -78,8 +81,31 @@ def test_the_folder_holds_the_adapter_only_and_says_what_it_is(decoder_folder: P
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
     assert config["decoder"] == str(decoder_folder) and config["decoder_sha256"] == model.decoder.sha256()
     assert config["recipe"] == {"train": {"steps": 3}} and config["metrics"] == {"cider_d": 0.25}
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"] == torch.__version__ and config["versions"]["graft"] == version(
+        "graft-multimodal"
+    )
+    assert config["decoder_sizes"]["width"] == model.decoder.dim
+    image: Any = model.modalities["image"]
+    assert type(image.config).from_dict(config["modalities"]["image"]) == image.config
     assert "| cider_d | 0.25 |" in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("change", [None, "a weight", "another decoder", "one more modality"])
+def test_what_is_known_of_an_adapter_goes_along_while_it_is_true(
+    decoder_folder: Path, tmp_path: Path, change: str | None
+) -> None:
+    recipe, metrics = {"train": {"steps": 3}}, {"cider_d": 0.25}
+    tiny_model(name=str(decoder_folder)).save_pretrained(tmp_path / "a", recipe=recipe, metrics=metrics)
+    other = save_decoder(tmp_path / "other", seed=1) if change == "another decoder" else None
+    model = load(tmp_path / "a", decoder=other and str(other), force_decoder=True)
+    if change == "a weight":
+        with torch.no_grad():
+            next(model.modalities["image"].parameters()).flatten()[0] += 1
+    if change == "one more modality":
+        model.add("video", VIDEO)
+    model.save_pretrained(tmp_path / "b")
+    config = json.loads((tmp_path / "b" / CONFIG).read_text())
+    assert (config["recipe"], config["metrics"]) == ((recipe, metrics) if change is None else ({}, {}))
 
 
 # ---- another decoder ----------------------------------------------------------------------------------------------
@@ -91,6 +117,21 @@ def test_another_decoder_is_refused_unless_forced(adapter_folder: Path, tmp_path
         load(adapter_folder, decoder=other)
     forced = load(adapter_folder, decoder=other, force_decoder=True)
     assert forced.decoder_name == other and not torch.equal(logits(forced), logits(load(adapter_folder)))
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 5}, {"num_attention_heads": 2}, {"rms_norm_eps": 1e-3}])
+def test_a_decoder_of_other_sizes_is_refused_even_by_force(
+    adapter_folder: Path, tmp_path: Path, sizes: dict[str, Any]
+) -> None:
+    """Also where all shapes are the same: as many weights in more heads compute something else."""
+    tokenizer = builtin_tokenizer()
+    tiny_decoder(vocab_size=len(tokenizer), **sizes).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"was trained on .* and other sizes \(\w+ [\d.e-]+ for .*expected a decoder of"
+    ) as e:
+        load(adapter_folder, decoder=str(tmp_path), force_decoder=True)
+    assert "\n" not in str(e.value)
 
 
 def test_an_equal_decoder_elsewhere_is_accepted(adapter_folder: Path, decoder_folder: Path, tmp_path: Path) -> None:
@@ -121,6 +162,25 @@ def truncate(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data[: len(data) // 2])
 
 
+def pickle_it(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "adapter.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def pickle_in_disguise(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()  # they are still read from it
+    torch.save(tensors, folder / WEIGHTS)
+
+
+def other_width(config: dict[str, Any]) -> None:
+    config["modalities"]["image"]["encoder"]["width"] = 32
+
+
+def no_number(config: dict[str, Any]) -> None:
+    config["modalities"]["image"]["encoder"]["global_layers"] = 1.5
+
+
 def empty_modality(config: dict[str, Any]) -> None:
     del config["modalities"]["image"]["adapter"]
 
@@ -134,12 +194,28 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "extra tensor": (add, "unknown stranger$"),
     "misshapen tensor": (reshape, r"extra_embedding\.weight \[3, 32\] for \[8, 32\]$"),
     "truncated weights": (truncate, "adapter.safetensors: cannot be read"),
+    "a pickle": (pickle_it, r"adapter\.bin: a pickle, which may run code; expected safetensors in adapter"),
+    "a pickle in disguise": (pickle_in_disguise, r"adapter\.safetensors: a pickle, which may run code; expected"),
+    "settings of other weights": (
+        lambda f: edit_config(f, other_width),
+        r"does not fit the configuration: .*\[.* for \[",
+    ),
+    "settings of no use": (lambda f: edit_config(f, no_number), "settings of image that cannot be built"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "adapter.safetensors: cannot be read"),
     "no config": (lambda f: (f / CONFIG).unlink(), "no adapter_config.json; expected an adapter folder"),
     "config cut off": (lambda f: (f / CONFIG).write_text((f / CONFIG).read_text()[:40]), "not JSON"),
     "config not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "not JSON"),
     "config of a list": (lambda f: (f / CONFIG).write_text("[]"), "format None; this version of Graft reads 1"),
-    "newer format": (lambda f: edit_config(f, lambda c: c.update(format=2)), "format 2; this version of Graft reads 1"),
+    "newer format": (
+        lambda f: edit_config(f, lambda c: c.update(format=2)),
+        "format 2; .* reads 1; expected a newer",
+    ),
+    "no such dtype": (lambda f: edit_config(f, lambda c: c.update(decoder_dtype="rm")), "decoder_dtype is 'rm'"),
+    "modalities of a list": (lambda f: edit_config(f, lambda c: c.update(modalities=[])), r"\[\]; expected a dict"),
+    "borrowed nothing": (
+        lambda f: edit_config(f, lambda c: c.update(borrowed={"x": 1})),
+        "x is 1; expected its",
+    ),
     "no decoder": (lambda f: edit_config(f, lambda c: c.pop("decoder")), "no 'decoder' in it"),
     "no such modality": (lambda f: edit_config(f, lambda c: c["modalities"].update(smell={})), "'smell'"),
     "settings missing": (lambda f: edit_config(f, empty_modality), "adapter"),

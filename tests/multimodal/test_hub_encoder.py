@@ -84,3 +84,14 @@ def test_weights_that_the_name_does_not_give_are_copied(decoder_folder: Path, tm
     model_with(clip, decoder_folder).save_pretrained(tmp_path / "adapter")
     assert any(name.startswith(PLACE) for name in load_file(tmp_path / "adapter" / "adapter.safetensors"))
     MultimodalModel.from_pretrained(tmp_path / "adapter", device="cpu")
+
+
+def test_a_pickled_encoder_is_refused(decoder_folder: Path, tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip")
+    torch.save(load_file(clip / "model.safetensors"), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"vision encoder .*clip: its weights are a pickle \(pytorch_model\.bin\)"
+    ) as error:
+        model_with(clip, decoder_folder)
+    assert "\n" not in str(error.value)

@@ -1,11 +1,13 @@
 """Decoders from folders: what loads, and one clear line for what does not."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
 from multimodal.pretrained import decoder_path, load_decoder
@@ -49,6 +51,29 @@ def no_tokenizer(folder: Path) -> None:
         file.unlink()
 
 
+def pickle_weights(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def drop_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+
+
+def bring_code(folder: Path) -> None:
+    """A model family of its own, in a file beside the weights."""
+    (folder / "code.py").write_text(f"open({str(folder / 'was run')!r}, 'w')")
+    own = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (no_tokenizer, r"no usable tokenizer .*; expected its files beside the weights"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "no usable tokenizer"),
@@ -57,18 +82,25 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown family": (lambda f: (f / "config.json").write_text('{"model_type": "nope"}'), "cannot be loaded: .*nope"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded: .*model.safetensors"),
     "truncated weights": (lambda f: truncate(f / "model.safetensors"), "cannot be loaded"),
+    "a pickle": (pickle_weights, r"a pickle \(pytorch_model\.bin\).*; expected safetensors \(.*AutoModelForCausalLM"),
+    "code": (bring_code, "cannot be loaded: .*"),
+    "a tensor less": (drop_a_tensor, r"weights do not fit its config\.json: missing model\.layers\.1\.mlp\.up_proj"),
+    "other sizes": (other_width, r"do not fit its config.*: (model[^;]* \[.*\] for \[.*\]; ){9}[^;]* and \d+ more$"),
     "gone": (shutil.rmtree, "no such folder; expected a model folder"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named_in_one_line(decoder_folder: Path, tmp_path: Path, damage: str) -> None:
+def test_damage_is_named_in_one_line(
+    decoder_folder: Path, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
     spoil, expected = DAMAGE[damage]
     spoil(folder)
     with pytest.raises(UserError, match=expected) as error:
         load_decoder(str(folder), dtype=torch.float32, device=CPU)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+    assert not (folder / "was run").exists() and capfd.readouterr() == ("", "")
 
 
 def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,31 @@ def test_all_together_hear_and_see_each_other(folders: Folders) -> None:
     assert not torch.allclose(both, other[0], atol=1e-3) and not torch.allclose(both, unseen[0], atol=1e-3)
 
 
+def test_one_conversation_of_pictures_clips_speech_and_text(folders: Folders) -> None:
+    """Several turns, every kind of part: each part is heeded, and the order in which adapters came is not."""
+    model = load(folders["video"])
+    model.load_adapter(folders["audio"])
+    again = load(folders["audio"])
+    again.load_adapter(folders["video"])
+
+    def chat(seen: Any = None, clip: Any = None, heard: Any = None, text: str = "Who?") -> list[Any]:
+        clip = clip or [picture(seed=i) for i in range(6)]
+        first = ask(seen or picture(32, 16), clip, text)[0]
+        first["content"].insert(1, heard or SOUND)
+        return [first, {"role": "assistant", "content": "A fox."}, *ask("Again.", picture(seed=3))]
+
+    whole = outcome(model, chat())
+    assert torch.equal(whole[0], outcome(again, chat())[0]) and whole[1] == outcome(again, chat())[1]
+    assert torch.equal(outcome(model, CHATS["text"])[0], outcome(load(folders["image"]), CHATS["text"])[0])
+    for other in (
+        chat(seen=picture(32, 16, seed=9)),
+        chat(clip=[picture(seed=40 + i) for i in range(6)]),
+        chat(heard={"type": "audio", "audio": sound(0.7, seed=9)}),
+        chat(text="Why?"),
+    ):
+        assert not torch.allclose(whole[0][:, -1], outcome(model, other)[0][:, -1], atol=1e-4)
+
+
 def test_saved_together_they_come_back(folders: Folders, tmp_path: Path) -> None:
     model = load(folders["video"])
     model.load_adapter(folders["audio"])

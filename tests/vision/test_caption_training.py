@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from multimodal.adapter_merge import merge_adapters
 from multimodal.config import dump, parse
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
@@ -102,6 +103,20 @@ def test_both_stages_train_measure_and_save(config: CaptioningConfig) -> None:
     assert len(learnt) > len(second) / 2
     plain = tiny_model(opened=False)
     assert not torch.equal(logits(again, size=24), logits(plain)) and again.decoder.sha256() == plain.decoder.sha256()
+
+
+def test_runs_of_one_start_point_can_be_averaged_and_others_not(config: CaptioningConfig, tmp_path: Path) -> None:
+    def trained(name: str, seed: int, rate: float) -> str:
+        settings = replace(config.train, steps=1, seed=seed, learning_rates={**RATES, "adapter": rate})
+        train_captioning(replace(config, run_dir=tmp_path / name, train=settings), report=lambda _: None)
+        return str(tmp_path / name / "adapter")
+
+    first, second, other = trained("a", 0, 1e-3), trained("b", 0, 1e-2), trained("c", 1, 1e-3)
+    said: list[str] = []
+    merge_adapters([first, second], tmp_path / "m", report=said.append)
+    assert said == [] and "image" in MultimodalModel.from_pretrained(tmp_path / "m", device="cpu").modalities
+    with pytest.raises(UserError, match="began with different weights; expected runs of one start point"):
+        merge_adapters([first, other], tmp_path / "n")
 
 
 def test_equal_seeds_train_equal_adapters_and_others_do_not(config: CaptioningConfig, tmp_path: Path) -> None:

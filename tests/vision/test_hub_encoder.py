@@ -17,6 +17,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
@@ -46,6 +48,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "siglip2": lambda: Siglip2VisionModel(Siglip2VisionConfig(**SHAPE, patch_size=8, num_patches=16)),
     "dinov2": lambda: Dinov2Model(Dinov2Config(**PIXELS)),
     "dinov2 registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**PIXELS)),
+    "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**PIXELS, num_register_tokens=4)),
     "vit": lambda: ViTModel(ViTConfig(**PIXELS)),
 }
 TOKENS = {
@@ -56,6 +59,7 @@ TOKENS = {
     "siglip2": 16,
     "dinov2": 17,
     "dinov2 registers": 21,
+    "dinov3": 21,
     "vit": 17,
 }
 
@@ -120,14 +124,14 @@ def test_interface_and_each_picture_alone(name: str) -> None:
     assert [len(module._forward_hooks) for module in encoder.model.modules()] == hooks
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "vit"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "dinov3", "vit"])
 def test_another_tile_size_resizes_the_positions(name: str) -> None:
     encoder = build(name, tile_size=48)
     assert encoder.tokens_per_tile == TOKENS[name] - 16 + 36
     assert encoder(batch_tiles(pictures(48))).tokens.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2", "dinov3"])
 def test_gradients_reach_the_layers_and_checkpointing_equals(name: str) -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -141,7 +145,33 @@ def test_gradients_reach_the_layers_and_checkpointing_equals(name: str) -> None:
         torch.testing.assert_close(gradient, gradients[1][key])
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
+@torch.no_grad()
+def test_dinov3_knows_where_a_patch_is_at_every_tile_size() -> None:
+    """Its positions are rotations, without a table to interpolate: moving a patch must still change its features."""
+    for size in (32, 48):
+        encoder = build("dinov3", tile_size=size)
+        (tiles,) = batch_tiles(pictures(size)[:1]).pixels[None]
+        moved = encoder(TileBatch(tiles.roll(8, dims=3), [(1, 1)])).tokens
+        prefix, side = 5, size // 8  # class token and registers, then patches row by row
+        there = encoder(TileBatch(tiles, [(1, 1)])).tokens[prefix:].unflatten(0, (side, side))
+        assert not torch.allclose(there.roll(1, dims=1).flatten(0, 1), moved[prefix:], atol=1e-3)
+
+
+def test_dinov3s_positions_are_not_random_in_training() -> None:
+    encoder, batch = build("dinov3"), batch_tiles(pictures())
+    assert torch.equal(encoder.train()(batch).tokens, encoder.eval()(batch).tokens)
+
+
+def test_a_frozen_encoder_is_used_as_it_was_published() -> None:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(**PIXELS, attention_dropout=0.5)
+    encoder = HubImageEncoder(CLIPVisionModel(config)).requires_grad_(False).train()
+    assert not any(module.training for module in encoder.modules())
+    encoder.requires_grad_(True).train()
+    assert encoder.training and encoder.model.training
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "dinov2", "dinov3"])
 def test_from_a_folder_with_its_own_pixel_statistics(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     MODELS[name]().save_pretrained(tmp_path)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from multimodal.batch import MediaBatch
+from multimodal.decoder_sizes import DecoderSizes
 from multimodal.errors import UserError
 from multimodal.memory import token_groups
-from vision.cross_layers import DecoderSizes, own_columns
+from vision.cross_layers import own_columns
 from vision.encoder import ImageFeatures
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.tiny_models import CONFIG, ENCODER, TILE, picture, tiny_model
-from vision.cross_layers import decoder_sizes
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import ENCODER_FILE
 from vision.image_adapter import ImageAdapterConfig

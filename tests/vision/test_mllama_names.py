@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, MllamaForConditionalGeneration
 
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_sizes import decoder_sizes
 from tests.vision.tiny_mllama import released_config
-from vision.cross_layers import decoder_sizes
 from vision.image_modality import ImageModality
 from vision.mllama_config import image_config, llama_config, sizes_of
 from vision.mllama_names import PREFIXES, Sizes, canonical, released, rows_of
