@@ -69,6 +69,10 @@ class Batch:
     taught: tuple[int, ...] = ()
     teacher: "Batch | None" = None
 
+    def rows_with_media(self) -> set[int]:
+        """The rows that any medium stands in."""
+        return {row for media in self.media.values() for row, there in enumerate(media.rows) if there}
+
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
             self,

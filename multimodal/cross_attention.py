@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multimodal.attention import attend
 from multimodal.layers import SwiGLU, TanhGate
+from multimodal.memory import Readers
 
 
 class GatedCrossAttention(nn.Module):
@@ -70,7 +71,13 @@ class GatedCrossAttention(nn.Module):
         return self.q_norm(self._split(self.q_proj(x_BTD)).to(self.q_norm.weight.dtype))
 
     def forward(
-        self, hidden_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_BTS: Tensor, row_valid_BT: Tensor
+        self,
+        hidden_BTD: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        mask_BTS: Tensor,
+        row_valid_BT: Tensor,
+        readers: Readers | None = None,
     ) -> Tensor:
         """Hidden states after reading the memory.
 
@@ -81,7 +88,10 @@ class GatedCrossAttention(nn.Module):
             mask_BTS: True where position t may see memory token s.
             row_valid_BT: True where position t sees anything at all. Other rows come back unchanged to the bit: neither
                 attention nor feed-forward adds to them.
+            readers: the part of the batch that holds all valid rows; what is outside costs nothing.
         """
+        if readers is not None:
+            return self._read_in_part(hidden_BTD, (k_BGSK, v_BGSK, mask_BTS, row_valid_BT), readers)
         weight_dtype = self.o_proj.weight.dtype
         q_BHTK = self.query(hidden_BTD).to(k_BGSK.dtype)
         out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask_BTS[:, None], row_valid=row_valid_BT)
@@ -90,6 +100,17 @@ class GatedCrossAttention(nn.Module):
         fed_BTD = self.ffn(self.ffn_norm(x_BTD.to(weight_dtype)))
         x_BTD = x_BTD + self.ffn_gate(fed_BTD).to(hidden_BTD.dtype)
         return torch.where(row_valid_BT[..., None], x_BTD, hidden_BTD)
+
+    def _read_in_part(
+        self, hidden_BTD: Tensor, memory: tuple[Tensor, Tensor, Tensor, Tensor], readers: Readers
+    ) -> Tensor:
+        rows_R, first = readers.rows_R, readers.first
+        if not len(rows_R):
+            return hidden_BTD
+        k_RGSK, v_RGSK, mask_RTS, row_valid_RT = (t.index_select(0, rows_R) for t in memory)
+        hidden_RTD = hidden_BTD.index_select(0, rows_R)
+        read_RTD = self.forward(hidden_RTD[:, first:], k_RGSK, v_RGSK, mask_RTS[:, first:], row_valid_RT[:, first:])
+        return hidden_BTD.index_copy(0, rows_R, torch.cat([hidden_RTD[:, :first], read_RTD], dim=1))
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, L, heads * K] -> [B, heads, L, K]"""

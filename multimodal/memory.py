@@ -18,11 +18,23 @@ batch in reading order."""
 
 
 @dataclass(frozen=True)
+class Readers:
+    """The part of a batch that sees anything: some rows (long [R], rising), from column `first` on."""
+
+    rows_R: Tensor
+    first: int
+
+
+@dataclass(frozen=True)
 class Visibility:
-    """What the positions of one decoder call may see: `mask_BTS`, and `row_valid_BT` where that is anything at all."""
+    """What the positions of one decoder call may see: `mask_BTS`, and `row_valid_BT` where that is anything at all.
+
+    `readers` is the part of the batch outside which nobody sees anything; None = not worth knowing.
+    """
 
     mask_BTS: Tensor
     row_valid_BT: Tensor
+    readers: Readers | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,8 @@ class AdapterMemory:
         group_BT = self.token_group.index_select(1, columns_T.clamp(max=self.token_group.shape[1] - 1))
         group_BT1 = group_BT[:, :, None]
         mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
-        return Visibility(mask_BTS, mask_BTS.any(-1))
+        row_valid_BT = mask_BTS.any(-1)
+        return Visibility(mask_BTS, row_valid_BT, _readers(row_valid_BT))
 
     def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
         """Some of the rows (long [R]), with the first `length` columns of their sequences."""
@@ -96,6 +109,15 @@ class CrossMemory:
     def expand(self, n: int) -> "CrossMemory":
         """Every row n times in a row, as beams or several samples per prompt need it."""
         return CrossMemory({name: memory.expand(n) for name, memory in self.by_adapter.items()})
+
+
+def _readers(row_valid_BT: Tensor) -> Readers | None:
+    """None where all see something, for a single column (a generated token), and in a graph, which cannot look."""
+    if row_valid_BT.shape[1] == 1 or torch.compiler.is_compiling():
+        return None
+    rows_R = row_valid_BT.any(1).nonzero()[:, 0]
+    first = int(row_valid_BT.any(0).long().argmax())
+    return None if first == 0 and len(rows_R) == len(row_valid_BT) else Readers(rows_R, first)
 
 
 def token_groups(is_placeholder_BP: Tensor) -> Tensor:

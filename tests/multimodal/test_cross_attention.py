@@ -5,6 +5,7 @@ from torch import Tensor
 
 from multimodal.cross_attention import GatedCrossAttention
 from multimodal.layers import SwiGLU, TanhGate
+from multimodal.memory import AdapterMemory, Readers
 
 
 def block(gate: float = 0.7, n_layers: int | None = None) -> GatedCrossAttention:
@@ -115,3 +116,27 @@ def test_small_layers():
     assert not gate(x).any()
     gate.weight.data.fill_(0.5)
     torch.testing.assert_close(gate(x), x * 0.46211716)
+
+
+def test_what_nobody_reads_is_left_out_of_the_computation_and_changes_nothing() -> None:
+    made = block()
+    groups = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]])
+    k, v = made.project(torch.randn(3, 5, 32))
+    memory = AdapterMemory({0: k}, {0: v}, torch.tensor([[1] * 5, [-1] * 5, [1, 1, 2, 2, -1]]), groups)
+    seen = memory.visible(torch.arange(6))
+    assert seen.readers is not None and (seen.readers.rows_R.tolist(), seen.readers.first) == ([0, 2], 2)
+    results, sizes = [], []
+    made.q_proj.register_forward_hook(lambda _m, args, _o: sizes.append(tuple(args[0].shape[:2])))
+    for readers in (None, seen.readers):
+        hidden = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = made(hidden, k, v, seen.mask_BTS, seen.row_valid_BT, readers)
+        (gradient,) = torch.autograd.grad(out.square().sum(), hidden, retain_graph=True)
+        weights = torch.autograd.grad(out.square().sum(), [*made.parameters()], retain_graph=True)
+        results.append((hidden.detach(), out.detach(), gradient, *weights))
+    assert sizes == [(3, 6), (2, 4)]
+    for plain, sliced in zip(*results, strict=True):
+        torch.testing.assert_close(sliced, plain, atol=1e-5, rtol=1e-5)
+    hidden, out = results[1][:2]
+    assert torch.equal(out[1], hidden[1]) and torch.equal(out[:, :2], hidden[:, :2])
+    nobody = Readers(torch.zeros(0, dtype=torch.long), 0)
+    assert torch.equal(made(hidden, k, v, seen.mask_BTS, seen.row_valid_BT & False, nobody), hidden)
