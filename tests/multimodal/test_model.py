@@ -99,7 +99,7 @@ def test_text_alone_goes_through_the_bare_decoder_without_gradient_and_counts_th
     model.loss(pictures)[0].backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    loss, tokens = model.loss(mixed)
+    loss, _ = model.loss(mixed)
     loss.backward()
     assert calls[1:] == [(len(samples) - 1, True), (1, False)]
     for name, parameter in model.named_parameters():
