@@ -57,8 +57,8 @@ class ConvolutionModule(nn.Module):
 
 
 def _batch_norm(norm: nn.BatchNorm1d, x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """Batch norm whose statistics padding does not enter; padded frames come back as zeros."""
-    if valid_BT is None:
+    """Batch norm whose statistics padding does not enter."""
+    if valid_BT is None or not norm.training:
         return norm(x_BTD.flatten(0, 1)).view(x_BTD.shape)
     x_ND = norm(x_BTD[valid_BT])
     return torch.zeros_like(x_BTD, dtype=x_ND.dtype).index_put((valid_BT,), x_ND)

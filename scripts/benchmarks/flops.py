@@ -36,7 +36,7 @@ def count_batch(batch: Batch, size: Size) -> Counted:
     lengths, targets = batch.attention_mask.sum(1).tolist(), (batch.targets != IGNORE).sum(1).tolist()
     with_media = batch.rows_with_media()
     tiles = batch.media["image"].items.lengths if batch.media else []
-    per_tile = (size.encoder.tile // size.encoder.patch) ** 2 + 1
+    per_tile = size.encoder.patches + 1
     return Counted(
         pictures=tuple(count * per_tile for count in tiles),
         seeing=tuple(length for row, length in enumerate(lengths) if row in with_media),
@@ -51,7 +51,8 @@ def encoder_forward(shape: EncoderShape, tokens: int) -> float:
     blocks = shape.layers + shape.global_layers
     linear = 2 * 12 * shape.width**2 * tokens
     attention = 4 * tokens**2 * shape.width
-    return blocks * (linear + attention) + 2 * 3 * shape.patch**2 * shape.width * tokens
+    patches = tokens // (shape.patches + 1) * shape.patches
+    return blocks * (linear + attention) + 2 * 3 * shape.patch**2 * shape.width * patches
 
 
 def decoder_layer_forward(shape: DecoderShape, tokens: int) -> float:

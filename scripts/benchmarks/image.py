@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multimodal.batch import Batch
 from multimodal.data.feature_cache import FeatureCache
-from multimodal.loss import frozen_head_loss
+from multimodal.loss import IGNORE, frozen_head_loss
 from multimodal.model import MultimodalModel
 from scripts.benchmarks import flops
 from scripts.benchmarks.captioning import (
@@ -333,7 +333,8 @@ def _mixed_against_parts(settings: Settings, job: Job) -> Pair:
     def parts() -> tuple[Tensor, int]:
         loss, count = model.loss(pictures)
         with torch.no_grad():
-            return loss + _bare_loss(model, text), count + int((text.targets >= 0).sum())
+            bare = _bare_loss(model, text)
+        return loss + bare, count + int((text.targets != IGNORE).sum())
 
     def agree() -> Agreement:
         with torch.no_grad():

@@ -49,6 +49,7 @@ def mllama_of(model: MultimodalModel) -> MllamaForConditionalGeneration:
     peer.model.language_model.rotary_emb = modeling_mllama.MllamaRotaryEmbedding(config.text_config).to(lm.device)
     for name, parameter in peer.named_parameters():
         parameter.requires_grad_(name in trained)
+    peer.generation_config.eos_token_id = None  # as ours: every generation is as long as asked
     return peer.train()
 
 
@@ -74,8 +75,8 @@ def _config(model: MultimodalModel, encoder: ImageEncoder, cross_layers: list[in
         cross_attention_layers=cross_layers,
         tie_word_embeddings=False,
         pad_token_id=lm.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
+        bos_token_id=lm.pad_token_id,  # it must have some within the vocabulary
+        eos_token_id=lm.pad_token_id,
     )
     vision = MllamaVisionConfig(
         hidden_size=shape.width,

@@ -25,8 +25,8 @@ class DecoderShape:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderShape:
-    """Of an image encoder. A tile has `(tile / patch) ** 2 + 1` tokens, which may be no multiple of 8: `transformers`
-    masks everything then."""
+    """Of an image encoder. A tile has a token for each patch and one more, which may be no multiple of 8 together:
+    `transformers` masks everything then."""
 
     tile: int
     patch: int
@@ -34,6 +34,11 @@ class EncoderShape:
     layers: int
     global_layers: int
     heads: int
+
+    @property
+    def patches(self) -> int:
+        """Of a tile."""
+        return (self.tile // self.patch) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from scripts.benchmarks.case import Agreement, Case, Finding, Goal, Pair, Settin
 from scripts.benchmarks.conformers import PEERS
 from speech.best_rq import BestRQTask, mask_spans
 from speech.conformer import Conformer
-from speech.frames import SpeechBatch, frame_mask, stack_frames
+from speech.frames import SpeechBatch, frame_mask, pad_batch, stack_frames
 
 FRAMES_A_SECOND = 100
 TOLERANCE = 2e-4
@@ -70,10 +70,10 @@ def ragged_batch(settings: Settings) -> SpeechBatch:
     size, rng = settings.size, random.Random(settings.seed)
     low, high = 2.0, size.longest_seconds
     seconds = [low + (high - low) * (number + rng.random()) / size.sounds for number in range(size.sounds)]
-    lengths = torch.tensor([round(one * FRAMES_A_SECOND) for one in seconds])
     generator = torch.Generator().manual_seed(settings.seed)
-    padded = torch.randn(size.sounds, int(lengths.max()), size.conformer.mels, generator=generator)
-    return SpeechBatch(padded, lengths).to(settings.device)
+    frames = [round(one * FRAMES_A_SECOND) for one in seconds]
+    sounds = [torch.randn(count, size.conformer.mels, generator=generator) for count in frames]
+    return pad_batch(sounds).to(settings.device)
 
 
 def _encoder(settings: Settings, **changes: Any) -> Conformer:
