@@ -19,10 +19,14 @@ batch in reading order."""
 
 @dataclass(frozen=True)
 class Readers:
-    """The part of a batch that sees anything: some rows (long [R], rising), from column `first` on."""
+    """The part of a batch that sees anything: some rows (long [R], rising; None = all), from column `first` on.
 
-    rows_R: Tensor
+    `unmasked`: all of that part sees every memory token of its row, so that attention needs no mask.
+    """
+
+    rows_R: Tensor | None
     first: int
+    unmasked: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class AdapterMemory:
         group_BT1 = group_BT[:, :, None]
         mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
         row_valid_BT = mask_BTS.any(-1)
-        return Visibility(mask_BTS, row_valid_BT, _readers(row_valid_BT))
+        return Visibility(mask_BTS, row_valid_BT, _readers(mask_BTS, row_valid_BT))
 
     def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
         """Some of the rows (long [R]), with the first `length` columns of their sequences."""
@@ -111,13 +115,18 @@ class CrossMemory:
         return CrossMemory({name: memory.expand(n) for name, memory in self.by_adapter.items()})
 
 
-def _readers(row_valid_BT: Tensor) -> Readers | None:
-    """None where all see something, for a single column (a generated token), and in a graph, which cannot look."""
+def _readers(mask_BTS: Tensor, row_valid_BT: Tensor) -> Readers | None:
+    """None where that is everything, for a single column (a generated token), and in a graph, which cannot look."""
     if row_valid_BT.shape[1] == 1 or torch.compiler.is_compiling():
         return None
-    rows_R = row_valid_BT.any(1).nonzero()[:, 0]
-    first = int(row_valid_BT.any(0).long().argmax())
-    return None if first == 0 and len(rows_R) == len(row_valid_BT) else Readers(rows_R, first)
+    reads_B, first = row_valid_BT.any(1), row_valid_BT.any(0).long().argmax()
+    part_BT = reads_B[:, None] & (torch.arange(row_valid_BT.shape[1], device=first.device) >= first)
+    unmasked = (mask_BTS.all(-1) == part_BT).all()
+    *reads, start, fully = torch.cat([reads_B.long(), torch.stack([first, unmasked.long()])]).tolist()
+    rows = [row for row, there in enumerate(reads) if there]
+    if len(rows) == len(reads):
+        return Readers(None, start, bool(fully)) if start or fully else None
+    return Readers(torch.tensor(rows, dtype=torch.long, device=first.device), start, bool(fully))
 
 
 def token_groups(is_placeholder_BP: Tensor) -> Tensor:

@@ -216,16 +216,17 @@ class MultimodalModel(nn.Module):
         Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding. Rows
         without media teach nothing: all that they meet is frozen, so they go through the bare decoder without gradient.
         """
-        memory, inserted, teacher = self.memory(batch), self.inserted(batch), self._teacher(batch)
+        inserted, teacher = self.inserted(batch), self._teacher(batch)
         columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
         ends_B = (batch.attention_mask * columns_T).amax(1)
         lengths, tokens = torch.stack([ends_B, batch.attention_mask.sum(1)]).tolist()
         # Nobody sees what comes after: padding on the right needs no mask, and attention can take its fast path.
         mask_BT = None if lengths == tokens else batch.attention_mask
-        with_media = batch.rows_with_media()
-        text_only = [row for row in range(len(lengths)) if row not in with_media]
+        place = {row: at for at, row in enumerate(sorted(batch.rows_with_media()))}
+        text_only = [row for row in range(len(lengths)) if row not in place]
+        memory = self.memory(batch.of_rows([*place]) if text_only else batch)
         found = []
-        for group in (*_groups_of(lengths, sorted(with_media)), *_groups_of(lengths, text_only)):
+        for group in (*_groups_of(lengths, [*place]), *_groups_of(lengths, text_only)):
             length, rows = max(lengths[row] for row in group), torch.tensor(group, device=batch.input_ids.device)
             text = (
                 batch.input_ids[rows, :length],
@@ -233,8 +234,10 @@ class MultimodalModel(nn.Module):
                 batch.targets[rows, :length],
                 None if teacher is None else teacher.rows(rows, length),
             )
-            if group[0] in with_media:
-                part = memory if memory is None or len(group) == len(lengths) else memory.rows(rows, length)
+            if group[0] in place:
+                part = memory
+                if memory is not None and len(group) < len(place):
+                    part = memory.rows(torch.tensor([place[row] for row in group], device=rows.device), length)
                 found.append(self._loss(*text, part, inserted_rows(inserted, batch.input_ids, rows)))
             else:
                 with torch.no_grad():

@@ -28,6 +28,7 @@ from scripts.benchmarks.captioning import (
 )
 from scripts.benchmarks.case import Agreement, Case, Finding, Goal, Pair, Settings, Side, Suite, compare, worst
 from scripts.benchmarks.masks import mask_growth
+from scripts.benchmarks.memory import peak_in_fresh_process
 from scripts.benchmarks.mllama import mllama_loss, mllama_of, picture_inputs
 from scripts.benchmarks.plain import tricks_to_remove, without
 from scripts.benchmarks.waiting import share_of_waiting
@@ -71,7 +72,7 @@ def image_suite(settings: Settings) -> Suite:
         )
     )
     cases += _plain_rows(settings) + _text_rows(settings) + _sweeps(settings)
-    findings = (
+    findings = [
         Finding(
             suite="image",
             name="time waiting for data",
@@ -86,8 +87,22 @@ def image_suite(settings: Settings) -> Suite:
             most=1.1,
             note="exponent: 1 = linear, 2 = square; 0 where there is no mask",
         ),
-    )
-    return Suite(tuple(cases), findings)
+    ]
+    if settings.on_gpu and settings.memory:
+        findings.append(
+            Finding(
+                suite="image",
+                name=f"GB of the card in all, {cases[0].name}, batch {size.batch}, fp32 optimizer states",
+                measure=partial(_whole_card, settings, cases[0].name),
+                most=80.0,
+            )
+        )
+    return Suite(tuple(cases), tuple(findings))
+
+
+def _whole_card(settings: Settings, name: str) -> float:
+    peak = peak_in_fresh_process("image", name, "ours", settings)
+    return (peak.before + peak.above) / 1e3
 
 
 def _tiles(count: int) -> str:
@@ -326,8 +341,7 @@ def _mixed_against_parts(settings: Settings, job: Job) -> Pair:
     mixed = captioning_batch(model, settings, Job(batch=2 * job.batch, caption=caption, text_only=0.5))
     seeing = sorted(mixed.rows_with_media())
     text_rows = [row for row in range(len(mixed.input_ids)) if row not in seeing]
-    pictures = _rows(mixed, seeing)
-    text = _rows(mixed, text_rows)
+    pictures, text = mixed.of_rows(seeing), mixed.of_rows(text_rows)
     optimizer = optimizer_of(model, job)
 
     def parts() -> tuple[Tensor, int]:
@@ -345,14 +359,3 @@ def _mixed_against_parts(settings: Settings, job: Job) -> Pair:
     return Pair(
         Side(ours, 2 * job.batch, tokens), Side(training_step(parts, optimizer, settings), 2 * job.batch, tokens), agree
     )
-
-
-def _rows(batch: Batch, rows: list[int]) -> Batch:
-    """Some rows of a batch; all its media stay, where any of the rows has some."""
-    media = {
-        kind: replace(m, rows=tuple(m.rows[row] for row in rows), token_group=m.token_group[rows])
-        for kind, m in batch.media.items()
-        if any(m.rows[row] for row in rows)
-    }
-    ids, mask, targets = (t[rows] for t in (batch.input_ids, batch.attention_mask, batch.targets))
-    return Batch(ids, mask, targets, media)

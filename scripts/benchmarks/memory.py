@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,8 +25,16 @@ STEPS = 2
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_in_fresh_process(suite: str, case: str, side: str, settings: Settings) -> float:
-    """MB (10^6 bytes) above the weights that a step of "ours" or "theirs" of a case takes.
+@dataclass(frozen=True)
+class Peak:
+    """MB (10^6 bytes) in memory before a step (on a GPU the weights and inputs alone), and its peak above that."""
+
+    before: float
+    above: float
+
+
+def peak_in_fresh_process(suite: str, case: str, side: str, settings: Settings) -> Peak:
+    """What a step of "ours" or "theirs" of a case takes.
 
     Raises:
         UserError: the process was killed, as it is where memory is short.
@@ -39,7 +48,7 @@ def peak_in_fresh_process(suite: str, case: str, side: str, settings: Settings) 
             raise UserError(f"{case}, {side}: the process was killed; expected enough memory for it") from None
 
 
-def _peak_of_side(suite: str, case: str, side: str, settings: Settings) -> float:
+def _peak_of_side(suite: str, case: str, side: str, settings: Settings) -> Peak:
     from scripts.benchmarks.suites import SUITES
 
     (found,) = (one for one in SUITES[suite](settings).cases if one.name == case)
@@ -50,8 +59,8 @@ def _peak_of_side(suite: str, case: str, side: str, settings: Settings) -> float
     return peak_above(kept.step, settings.torch_device)
 
 
-def peak_above(step: Callable[[], object], device: torch.device) -> float:
-    """MB that `step`, done `STEPS` times, takes at its peak above what is in memory now."""
+def peak_above(step: Callable[[], object], device: torch.device) -> Peak:
+    """What `step`, done `STEPS` times, takes at its peak above what is in memory now."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -60,11 +69,11 @@ def peak_above(step: Callable[[], object], device: torch.device) -> float:
         for _ in range(STEPS):
             step()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return Peak(before / 1e6, (torch.cuda.max_memory_allocated() - before) / 1e6)
     before = _fresh_mark()
     for _ in range(STEPS):
         step()
-    return (_high_water() - before) / 1e6
+    return Peak(before / 1e6, (_high_water() - before) / 1e6)
 
 
 def _fresh_mark() -> float:

@@ -72,8 +72,8 @@ def _forward_padded(encoder: ImageEncoder, batch: TileBatch) -> ImageFeatures:
 
 
 def all_rows_read(_model: MultimodalModel) -> AbstractContextManager[Any]:
-    """Cross-attention computes every position and throws away what sees nothing."""
-    return mock.patch.object(memory, "_readers", lambda _: None)
+    """Cross-attention computes every position, with a dense mask, and throws away what sees nothing."""
+    return mock.patch.object(memory, "_readers", lambda *_: None)
 
 
 def text_beside_pictures(_model: MultimodalModel) -> AbstractContextManager[Any]:

@@ -147,7 +147,7 @@ def measure(case: Case, settings: Settings) -> Row:
     """Everything about one row. Times are not taken where the sides disagree: they would mean nothing."""
     peaks = (None, None)
     if case.memory and settings.memory:
-        peaks = tuple(peak_in_fresh_process(case.suite, case.name, side, settings) for side in ("ours", "theirs"))
+        peaks = tuple(peak_in_fresh_process(case.suite, case.name, side, settings).above for side in ("ours", "theirs"))
     pair = case.build()
     agreement = None if pair.agree is None else pair.agree()
     if agreement is not None and not agreement.holds:
