@@ -68,7 +68,7 @@ def main() -> None:
     )
     names = tuple(SUITES) if config.suite == "all" else (config.suite,)
     results = [run_suite(name, settings, only=config.only) for name in names]
-    show(results, Console())
+    show(results, Console(width=None if sys.stdout.isatty() else 160))
     print(f"report: {write(results, settings, config.run_dir, began=began)}")
     if not all(row.agrees for result in results for row in result.rows):
         print("error: sides that disagree were not timed", file=sys.stderr)

@@ -68,7 +68,8 @@ class PictureFeatures:
     def __init__(
         self, encoder: ImageEncoder | HubImageEncoder, tiling: Tiling, cache: FeatureCache, precision: Precision
     ) -> None:
-        self.encoder, self.tiling, self.cache, self.precision = encoder, tiling, cache, precision
+        self.encoder, self.tiling, self.cache = encoder, tiling, cache
+        self.precision: Precision = precision
         self._base = cache_key(weights_sha256(encoder), tiling, precision)
 
     def prepare(self, source: PictureSource) -> Tiles | EncodedPicture:

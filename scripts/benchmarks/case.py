@@ -9,6 +9,10 @@ import torch
 from multimodal.train.precision import Precision
 from scripts.benchmarks.sizes import Size
 
+TOLERANCE, GPU_TOLERANCE = 2e-4, 5e-2
+"""Of losses, outputs and gradients as a share of the largest value: in fp32, and on a GPU, where the decoder is in bf16
+and convolutions in TF32. Gradients may differ ten times as much."""
+
 Measure = Literal["speed", "cost"]
 """speed: how many times as fast we are (theirs / ours); cost: how many times as long we take (ours / theirs)."""
 
@@ -43,6 +47,11 @@ class Settings:
     @property
     def on_gpu(self) -> bool:
         return self.torch_device.type == "cuda"
+
+    @property
+    def tolerance(self) -> float:
+        """Of what is compared."""
+        return GPU_TOLERANCE if self.on_gpu else TOLERANCE
 
 
 @dataclass(frozen=True)

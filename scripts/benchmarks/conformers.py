@@ -42,7 +42,6 @@ class Lasr(nn.Module):
             hidden_size=shape.width,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
             intermediate_size=shape.ffn,
             conv_kernel_size=shape.kernel,
             attention_bias=True,

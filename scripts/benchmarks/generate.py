@@ -44,7 +44,7 @@ def _pair(settings: Settings, job: Job) -> Pair:
     @torch.no_grad()
     def theirs() -> list[list[int]]:
         with autocast(settings.torch_device, settings.precision), strict_masks():
-            whole = peer.generate(**inputs, **options)
+            whole = peer.generate(**inputs, **options)  # type: ignore[operator, attr-defined]
         return whole[:, inputs["input_ids"].shape[1] :].tolist()
 
     def agree() -> Agreement:
@@ -53,5 +53,5 @@ def _pair(settings: Settings, job: Job) -> Pair:
         differ = sum(a != b for a, b in pairs) / len(pairs)
         return Agreement("tokens", differ, 0.5 if settings.on_gpu or settings.precision == "bf16" else 0.0)
 
-    sides = (Side(step, job.batch, job.batch * count) for step in (ours, theirs))
-    return Pair(*sides, agree)
+    written = job.batch * count
+    return Pair(Side(ours, job.batch, written), Side(theirs, job.batch, written), agree)

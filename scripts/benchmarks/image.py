@@ -4,6 +4,7 @@ time and memory grow.
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from multimodal.batch import Batch
 from multimodal.data.feature_cache import FeatureCache
-from multimodal.loss import IGNORE, frozen_head_loss
 from multimodal.model import MultimodalModel
+from multimodal.train.precision import autocast
 from scripts.benchmarks import flops
 from scripts.benchmarks.captioning import (
     Job,
@@ -26,18 +27,27 @@ from scripts.benchmarks.captioning import (
     real_tokens,
     training_step,
 )
-from scripts.benchmarks.case import Agreement, Case, Finding, Goal, Pair, Settings, Side, Suite, compare, worst
+from scripts.benchmarks.case import (
+    GPU_TOLERANCE,
+    Agreement,
+    Case,
+    Finding,
+    Goal,
+    Pair,
+    Settings,
+    Side,
+    Suite,
+    compare,
+    worst,
+)
 from scripts.benchmarks.masks import mask_growth
 from scripts.benchmarks.memory import peak_in_fresh_process
 from scripts.benchmarks.mllama import mllama_loss, mllama_of, picture_inputs
 from scripts.benchmarks.plain import tricks_to_remove, without
+from scripts.benchmarks.text_alone import text_rows
 from scripts.benchmarks.waiting import share_of_waiting
 
 MLLAMA = "transformers mllama"
-TOLERANCE = 2e-4
-"""Of losses and gradients in fp32, as a share of the largest value."""
-BF16_TOLERANCE = 5e-2
-"""Where the decoder is kept in bf16, as on a GPU."""
 MEMORY = Goal(0.4, 0.4, "memory")
 
 
@@ -71,7 +81,7 @@ def image_suite(settings: Settings) -> Suite:
             note="ours reads the features from disk in each step",
         )
     )
-    cases += _plain_rows(settings) + _text_rows(settings) + _sweeps(settings)
+    cases += _plain_rows(settings) + text_rows(settings) + _sweeps(settings)
     findings = [
         Finding(
             suite="image",
@@ -139,39 +149,21 @@ def _sweeps(settings: Settings) -> list[Case]:
 
 def _plain_rows(settings: Settings) -> list[Case]:
     job = _job(settings, tiles=(1, 2, 4), text_only=0.5)
-    return [
-        Case(
-            suite="image",
-            name=f"train step, mixed, without {names[0] if len(names) == 1 else 'any trick'}",
-            peer="ours, plain" if len(names) > 1 else f"ours, without {names[0]}",
-            build=partial(_against_plain, settings, job, names),
-            memory=len(names) > 1,
-            note="1, 2 and 4 tiles, half of the samples text alone",
+    cases = []
+    for names in tricks_to_remove(settings.without):
+        everything = len(names) > 1
+        taken = "any trick" if everything else " ".join(names)
+        cases.append(
+            Case(
+                suite="image",
+                name=f"train step, mixed, without {taken}",
+                peer="ours, plain" if everything else f"ours, without {taken}",
+                build=partial(_against_plain, settings, job, names),
+                memory=everything,
+                note="1, 2 and 4 tiles, half of the samples text alone",
+            )
         )
-        for names in tricks_to_remove(settings.without)
-    ]
-
-
-def _text_rows(settings: Settings) -> list[Case]:
-    goal = (Goal(1.05, 1.05),)
-    return [
-        Case(
-            suite="image",
-            name="text alone, beside the bare decoder",
-            peer="bare decoder, forward",
-            build=partial(_text_against_bare, settings, _job(settings, text_only=1.0)),
-            measure="cost",
-            goals=goal,
-        ),
-        Case(
-            suite="image",
-            name="pictures and as much text alone, beside pictures and the bare decoder",
-            peer="pictures, then bare decoder, forward",
-            build=partial(_mixed_against_parts, settings, _job(settings, text_only=0.5)),
-            measure="cost",
-            goals=goal,
-        ),
-    ]
+    return cases
 
 
 @dataclass(frozen=True)
@@ -202,6 +194,11 @@ def _flops(model: MultimodalModel, batch: Batch, settings: Settings, job: Job, *
     )
 
 
+def _compared_in(settings: Settings) -> AbstractContextManager[object]:
+    """Outputs are compared in fp32, on a GPU in bf16: there the decoder's weights are."""
+    return autocast(settings.torch_device, "bf16" if settings.on_gpu else "fp32")
+
+
 def _against_mllama(settings: Settings, job: Job) -> Pair:
     ours = _ours(settings, job)
     return Pair(ours.side, *_mllama_side(ours.model, lambda: ours.model.loss(ours.batch), ours.batch, settings, job))
@@ -220,7 +217,8 @@ def _mllama_side(
     step = training_step(lambda: mllama_loss(peer, parts), optimizer, settings)
 
     def agree() -> Agreement:
-        tolerance = BF16_TOLERANCE if settings.on_gpu else TOLERANCE
+        kept_in_bf16 = not job.trained and settings.precision == "bf16"  # features of the cache
+        tolerance = GPU_TOLERANCE if kept_in_bf16 else settings.tolerance
         blocks: Any = model.modalities["image"].adapter.layers  # type: ignore[union-attr]
         first = min(blocks, key=int)
         cross: Any = peer.model.language_model.layers[int(first)]
@@ -229,13 +227,14 @@ def _mllama_side(
         if job.trained:
             encoder: Any = model.modalities["image"].encoder  # type: ignore[union-attr]
             pairs += [(encoder.stem.weight, peer.model.vision_model.patch_embedding.weight)]
-        with torch.autocast(settings.device, enabled=settings.on_gpu, dtype=torch.bfloat16):
-            losses, counts = zip(our_loss(), mllama_loss(peer, parts), strict=True)
-        if counts[0] != counts[1]:
+        with _compared_in(settings):
+            (ours, our_count), (theirs, their_count) = our_loss(), mllama_loss(peer, parts)
+        if our_count != their_count:
             return Agreement("number of targets", float("inf"), tolerance)
-        gradients = [torch.autograd.grad(losses[side], [pair[side] for pair in pairs]) for side in (0, 1)]
+        weights = zip(*pairs, strict=True)
+        gradients = [torch.autograd.grad(loss, list(w)) for loss, w in zip((ours, theirs), weights, strict=True)]
         return worst(
-            compare("loss", *losses, tolerance=tolerance),
+            compare("loss", ours, theirs, tolerance=tolerance),
             *(compare("gradient", a, b, tolerance=10 * tolerance) for a, b in zip(*gradients, strict=True)),
         )
 
@@ -298,64 +297,14 @@ def _against_plain(settings: Settings, job: Job, names: tuple[str, ...]) -> Pair
     def agree() -> Agreement:
         losses, gradients = [], []
         for taken in ((), names):
-            with without(model, taken), torch.autocast(settings.device, enabled=settings.on_gpu, dtype=torch.bfloat16):
+            with without(model, taken), _compared_in(settings):
                 loss = model.loss(batch)[0]
                 losses.append(loss)
                 gradients.append(torch.autograd.grad(loss, trained))
-        tolerance = BF16_TOLERANCE if settings.on_gpu else TOLERANCE
+        tolerance = settings.tolerance
         return worst(
             compare("loss", *losses, tolerance=tolerance),
             *(compare("gradient", a, b, tolerance=10 * tolerance) for a, b in zip(*gradients, strict=True)),
         )
 
     return Pair(ours.side, Side(plain, job.batch, real_tokens(batch)), agree)
-
-
-def _bare_loss(model: MultimodalModel, batch: Batch) -> Tensor:
-    """The bare decoder's forward pass, with the same loss."""
-    lm: Any = model.decoder.lm
-    hidden = lm.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return frozen_head_loss(hidden, batch.targets, model.decoder)[0]
-
-
-def _text_against_bare(settings: Settings, job: Job) -> Pair:
-    model = captioning_model(settings, job)
-    optimizer_of(model, job)  # what is trained requires grad
-    batch = captioning_batch(model, settings, Job(batch=job.batch, caption=(job.caption[1],) * 2, text_only=1.0))
-
-    def agree() -> Agreement:
-        with torch.no_grad():
-            return compare("loss", model.loss(batch)[0], _bare_loss(model, batch), tolerance=0.0)
-
-    def bare() -> float:
-        with torch.no_grad():
-            return float(_bare_loss(model, batch))
-
-    tokens = real_tokens(batch)
-    return Pair(Side(lambda: float(model.loss(batch)[0]), job.batch, tokens), Side(bare, job.batch, tokens), agree)
-
-
-def _mixed_against_parts(settings: Settings, job: Job) -> Pair:
-    model = captioning_model(settings, job)
-    caption = (job.caption[1],) * 2  # of one length, so that padding plays no part
-    mixed = captioning_batch(model, settings, Job(batch=2 * job.batch, caption=caption, text_only=0.5))
-    seeing = sorted(mixed.rows_with_media())
-    text_rows = [row for row in range(len(mixed.input_ids)) if row not in seeing]
-    pictures, text = mixed.of_rows(seeing), mixed.of_rows(text_rows)
-    optimizer = optimizer_of(model, job)
-
-    def parts() -> tuple[Tensor, int]:
-        loss, count = model.loss(pictures)
-        with torch.no_grad():
-            bare = _bare_loss(model, text)
-        return loss + bare, count + int((text.targets != IGNORE).sum())
-
-    def agree() -> Agreement:
-        with torch.no_grad():
-            return compare("loss", model.loss(mixed)[0], parts()[0], tolerance=TOLERANCE)
-
-    tokens = real_tokens(mixed)
-    ours = training_step(lambda: model.loss(mixed), optimizer, settings)
-    return Pair(
-        Side(ours, 2 * job.batch, tokens), Side(training_step(parts, optimizer, settings), 2 * job.batch, tokens), agree
-    )

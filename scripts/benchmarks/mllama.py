@@ -40,24 +40,27 @@ def mllama_of(model: MultimodalModel) -> MllamaForConditionalGeneration:
     image: Any = model.modalities["image"]
     encoder, adapter = image.encoder, image.adapter
     placed = [int(layer) for layer in adapter.layers]
-    config = _config(model, encoder, [layer + number for number, layer in enumerate(placed)])
+    cross_layers = [layer + number for number, layer in enumerate(placed)]
+    config = _config(model, encoder, cross_layers)
     with torch.device("meta"):
         peer = MllamaForConditionalGeneration(config)
     state = {**_text_state(model, placed), **_vision_state(encoder), **_projector_state(adapter, encoder)}
-    trained = {name: t.detach().clone() for name, t in state.items() if not _is_frozen(name, config)}
+    trained = {name: t.detach().clone() for name, t in state.items() if not _is_frozen(name, cross_layers)}
     peer.load_state_dict({name: t.detach() for name, t in state.items()} | trained, assign=True)
-    peer.model.language_model.rotary_emb = modeling_mllama.MllamaRotaryEmbedding(config.text_config).to(lm.device)
+    peer.model.language_model.rotary_emb = modeling_mllama.MllamaRotaryEmbedding(
+        config.get_text_config()  # type: ignore[arg-type]
+    ).to(lm.device)
     for name, parameter in peer.named_parameters():
         parameter.requires_grad_(name in trained)
     peer.generation_config.eos_token_id = None  # as ours: every generation is as long as asked
     return peer.train()
 
 
-def _is_frozen(name: str, config: MllamaConfig) -> bool:
+def _is_frozen(name: str, cross_layers: list[int]) -> bool:
     """Whether it belongs to the decoder: by the layer's number, for names of cross-attention layers are like others."""
     if not name.startswith("model.language_model.layers."):
         return name.startswith(("model.language_model.", "lm_head."))
-    return int(name.split(".")[3]) not in config.text_config.cross_attention_layers
+    return int(name.split(".")[3]) not in cross_layers
 
 
 def _config(model: MultimodalModel, encoder: ImageEncoder, cross_layers: list[int]) -> MllamaConfig:

@@ -11,24 +11,26 @@ from rich.console import Console
 from rich.table import Table
 
 from multimodal.chart import Chart, Curve
-from multimodal.report import Headline, Report, run_facts, write_json, write_report
+from multimodal.report import Headline, Report, RunFacts, write_json, write_report
 from multimodal.report import Table as PageTable
 from multimodal.train.logging import peak_memory_mb
 from scripts.benchmarks.case import Settings
 from scripts.benchmarks.run import Row, SuiteResult, Verdict, points
 
 SWEEPS = ("tiles", "frames", "text tokens", "batch", "decoder layers", "share of text alone")
-HEADER = ("row", "ours", "theirs", "ratio", "samples/s", "tokens/s", "TFLOP/s", "MB above the weights", "peer", "note")
+HEADER = ("row", "ours", "theirs", "ratio", "samples/s", "tokens/s", "MB above the weights", "peer", "TFLOP/s", "note")
+SHOWN = 7
+"""Columns that fit a terminal; the page has all."""
 
 
 def show(results: Sequence[SuiteResult], console: Console) -> None:
     """The tables of rows and of goals."""
     for result in results:
-        table = Table(*HEADER[:-1], title=result.suite)
+        table = Table(*HEADER[:SHOWN], title=result.suite)
         for row in result.rows:
-            table.add_row(*_cells(row)[:-1])
+            table.add_row(*_cells(row)[:SHOWN])
         for finding in result.missing:
-            table.add_row(finding.name, *[""] * (len(HEADER) - 3), finding.note)
+            table.add_row(finding.name, finding.note)
         console.print(table)
     goals = Table("what", "found", "goal", "", title="goals")
     for verdict in _verdicts(results):
@@ -47,18 +49,25 @@ def write(results: Sequence[SuiteResult], settings: Settings, folder: Path, *, b
     for chart in charts:
         _plot(chart, folder / "plots")
     page = folder / "report.html"
-    seconds, peak = time.perf_counter() - began, peak_memory_mb(settings.torch_device)
+    run = RunFacts(
+        title="Measured side by side",
+        subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and "
+        "weights on both sides, timed in turn, after their outputs were found to agree.",
+        seed=settings.seed,
+        seconds=time.perf_counter() - began,
+        peak_memory_mb=peak_memory_mb(settings.torch_device),
+        device=_device(settings),
+    )
     write_report(
         page,
         Report(
-            title="Measured side by side",
-            subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and "
-            "weights on both sides, timed in turn, after their outputs were found to agree.",
+            title=run.title,
+            subtitle=run.subtitle,
             headlines=tuple(_headline(verdict) for verdict in _verdicts(results) if verdict.goal is not None),
             tables=tuple(_page_table(result) for result in results),
             charts=tuple(charts),
             charts_title="How time and memory grow",
-            facts=run_facts(seed=settings.seed, seconds=seconds, peak_memory_mb=peak, device=_device(settings)),
+            facts=run.lines(),
         ),
     )
     return page
@@ -85,19 +94,19 @@ def _cells(row: Row) -> list[str]:
     if times is None or row.ours is None or row.theirs is None:
         found = row.agreement
         disagreement = f"disagree in {found.of}: {found.difference:.2g}" if found else ""
-        return [case.name, disagreement, *[""] * 6, case.peer, case.note]
+        return [case.name, disagreement, *[""] * 5, case.peer, "", case.note]
     ratios = times.ratios(measure=case.measure)
     sides = (row.ours, row.theirs)
     memory = "" if row.our_memory is None else f"{row.our_memory:,.0f} / {row.their_memory:,.0f}"
     return [
         case.name,
-        *(f"{side.seconds * 1e3:,.1f} ms, spread {side.spread:.0%}" for side in sides),
+        *(f"{side.seconds * 1e3:,.1f} ms ±{side.spread / 2:.0%}" for side in sides),
         f"{row.ratio:.2f} x ({min(ratios):.2f} to {max(ratios):.2f}) {case.measure}",
-        *(" / ".join(f"{getattr(side, name):,.3g}" for side in sides) for name in ("samples_per_second",)),
+        " / ".join(f"{side.samples_per_second:,.3g}" for side in sides),
         " / ".join(f"{side.tokens_per_second:,.0f}" for side in sides),
-        f"{row.ours.teraflops:.3g}" if row.ours.teraflops else "",
         memory if row.memory_ratio is None else f"{memory} ({row.memory_ratio:.2f} x)",
         case.peer,
+        f"{row.ours.teraflops:.3g}" if row.ours.teraflops else "",
         case.note if row.agreement is None else f"agree to {row.agreement.difference:.0e}. {case.note}",
     ]
 

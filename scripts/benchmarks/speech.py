@@ -19,8 +19,6 @@ from speech.conformer import Conformer
 from speech.frames import SpeechBatch, frame_mask, pad_batch, stack_frames
 
 FRAMES_A_SECOND = 100
-TOLERANCE = 2e-4
-"""Of outputs and gradients in fp32, as a share of the largest value."""
 SPEECHBRAIN = "BEST-RQ step against speechbrain's quantiser and heads"
 
 
@@ -117,15 +115,15 @@ def _against_conformer(settings: Settings, peer: str) -> Pair:
         weights = [ours.input.weight, theirs.input.weight]
         gradients = [torch.autograd.grad(out.square().sum(), w)[0] for out, w in zip(outputs, weights, strict=True)]
         return worst(
-            compare("features", *outputs, tolerance=TOLERANCE),
-            compare("gradient", *gradients, tolerance=10 * TOLERANCE),
+            compare("features", *outputs, tolerance=settings.tolerance),
+            compare("gradient", *gradients, tolerance=10 * settings.tolerance),
         )
 
-    sides = (
+    our_side, their_side = (
         Side(_step(partial(_sum_of_valid, module, batch, stack), module, settings), len(batch), frames)
         for module in (ours, theirs)
     )
-    return Pair(*sides, None if differs else agree)
+    return Pair(our_side, their_side, None if differs else agree)
 
 
 def _best_rq_over_encoder(settings: Settings) -> Pair:
@@ -187,7 +185,7 @@ def _best_rq_against_speechbrain(settings: Settings) -> Pair:
         for loss in (lambda: task.loss(batch)[0], theirs):
             torch.manual_seed(settings.seed)  # both draw the mask first, the noise next
             losses.append(loss())
-        return compare("loss", *losses, tolerance=TOLERANCE)
+        return compare("loss", *losses, tolerance=settings.tolerance)
 
-    sides = (Side(_step(loss, task, settings), len(batch), frames) for loss in (lambda: task.loss(batch)[0], theirs))
-    return Pair(*sides, agree)
+    ours = Side(_step(lambda: task.loss(batch)[0], task, settings), len(batch), frames)
+    return Pair(ours, Side(_step(theirs, task, settings), len(batch), frames), agree)

@@ -28,8 +28,6 @@ from vision.temporal_aggregator import TemporalAggregator
 
 FPS = 25
 SAMPLED = 16
-TOLERANCE = 2e-4
-"""Of tokens and gradients in fp32, as a share of the largest value."""
 
 
 def video_suite(settings: Settings) -> Suite:
@@ -131,8 +129,8 @@ def _aggregating(settings: Settings, frames: int) -> Pair:
         weights = list(aggregator.parameters())
         gradients = zip(torch.autograd.grad(fused, weights), torch.autograd.grad(plain, weights), strict=True)
         return worst(
-            compare("tokens", fused, plain, tolerance=TOLERANCE),
-            *(compare("gradient", a, b, tolerance=10 * TOLERANCE) for a, b in gradients),
+            compare("tokens", fused, plain, tolerance=settings.tolerance),
+            *(compare("gradient", a, b, tolerance=10 * settings.tolerance) for a, b in gradients),
         )
 
     count = frames * per_frame

@@ -1,6 +1,5 @@
 """How much of a real training run is spent waiting for data: the engine, its loader, and JPEG files on disk."""
 
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from multimodal.chart import curve_from_log
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import train
 from scripts.benchmarks.captioning import Job, captioning_model, parts_to_train
@@ -42,8 +42,8 @@ def share_of_waiting(settings: Settings) -> float:
             save_every=0,
         )
         train(task=model, dataset=data, collate=model.collate, config=config, run_dir=folder / "run")
-        lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-    return statistics.median(line["wait_share"] for line in lines[FIRST:])
+        shares = curve_from_log(folder / "run" / "log.jsonl", "wait_share").points
+    return statistics.median(share for _, share in shares[FIRST:])
 
 
 def _write_record(folder: Path, number: int) -> CaptionRecord:
