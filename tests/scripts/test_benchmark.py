@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,8 +102,8 @@ def test_what_is_taken_away_is_not_there() -> None:
     batch = captioning_batch(model, SETTINGS, MIXED)
     optimizer_of(model, MIXED)  # what is not trained is frozen
     needed: list[bool] = []
-    layers, encoder = model.decoder.lm.model.layers, model.modalities["image"].encoder
-    layers[0].register_forward_hook(lambda _m, _a, out: needed.append(out.requires_grad))
+    encoder: Any = model.modalities["image"].encoder
+    model.decoder.lm.model.layers[0].register_forward_hook(lambda _m, _a, out: needed.append(out.requires_grad))
     rows: list[int] = []
     encoder.layers[0].register_forward_hook(lambda _m, args, _o: rows.append(args[0].shape[0] * args[0].shape[1]))
     model.loss(batch)
@@ -198,7 +199,7 @@ def test_the_ideal_count_is_that_of_the_products() -> None:
     job = Job(batch=2, caption=(3, 3), tiles=(1, 4))
     model = captioning_model(SETTINGS, job)
     batch = captioning_batch(model, SETTINGS, job)
-    encoder = model.modalities["image"].encoder
+    encoder: Any = model.modalities["image"].encoder
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         encoder(batch.media["image"].items)
     counted = flops.count_batch(batch, TINY)
