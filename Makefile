@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DECODER := multimodal/builtin/decoder/model.safetensors
 IMAGE_ENCODER := multimodal/builtin/image_encoder/encoder.safetensors
 
-.PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder flickr8k
+.PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder flickr8k benchmark benchmark-gpu
 GRAFT_DATA ?= ../shared/data
 
 demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
@@ -55,6 +55,13 @@ flickr8k: $(STAMP) $(DECODER)
 	$(RUN) -m scripts.pretrain_image_encoder --config scripts/configs/flickr8k_encoder.yaml --data.source $(FLICKR) --run-dir runs/flickr8k/encoder --resume
 	$(RUN) -m scripts.train_captioning --config scripts/configs/flickr8k.yaml --data.source $(FLICKR) --decoder runs/flickr8k/decoder/decoder --encoder.weights runs/flickr8k/encoder/encoder --run-dir runs/flickr8k/captioning --resume
 	$(RUN) -m scripts.evaluate --adapter runs/flickr8k/captioning/adapter --source $(FLICKR) --split test --run-dir runs/flickr8k/test
+
+# Measured side by side with what people would use instead; on idle cores, or the numbers mean little.
+benchmark: $(STAMP)
+	$(RUN) -m scripts.benchmark --suite all --size cpu $(ARGS)
+
+benchmark-gpu: $(STAMP)
+	$(RUN) -m scripts.benchmark --suite all --size 8b --device cuda --run-dir runs/benchmark-gpu $(ARGS)
 
 # After a change of dependencies in pyproject.toml. No index addresses in the file.
 lock: $(STAMP)

@@ -50,7 +50,7 @@ def record_cross_attention(layers: Iterable[GatedCrossAttention]) -> Iterator[li
 
     def record(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, GatedCrossAttention)
-        hidden_BTD, k_BGSK, _, mask_BTS, _ = args
+        hidden_BTD, k_BGSK, _, mask_BTS, *_ = args
         looks.append(cross_attention_weights(layer, hidden_BTD, k_BGSK, mask_BTS))
 
     with ExitStack() as stack:

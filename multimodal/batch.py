@@ -69,6 +69,19 @@ class Batch:
     taught: tuple[int, ...] = ()
     teacher: "Batch | None" = None
 
+    def rows_with_media(self) -> set[int]:
+        """The rows that any medium stands in."""
+        return {row for media in self.media.values() for row, there in enumerate(media.rows) if there}
+
+    def of_rows(self, rows: Sequence[int]) -> "Batch":
+        """Some of the rows, without their teachers. Kinds of media of which they have none are gone."""
+        media = {
+            kind: replace(m, rows=tuple(m.rows[row] for row in rows), token_group=m.token_group[rows])
+            for kind, m in self.media.items()
+            if any(m.rows[row] for row in rows)
+        }
+        return Batch(self.input_ids[rows], self.attention_mask[rows], self.targets[rows], media)
+
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
             self,

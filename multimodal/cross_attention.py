@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multimodal.attention import attend
 from multimodal.layers import SwiGLU, TanhGate
+from multimodal.memory import Readers
 
 
 class GatedCrossAttention(nn.Module):
@@ -70,7 +71,13 @@ class GatedCrossAttention(nn.Module):
         return self.q_norm(self._split(self.q_proj(x_BTD)).to(self.q_norm.weight.dtype))
 
     def forward(
-        self, hidden_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask_BTS: Tensor, row_valid_BT: Tensor
+        self,
+        hidden_BTD: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        mask_BTS: Tensor,
+        row_valid_BT: Tensor,
+        readers: Readers | None = None,
     ) -> Tensor:
         """Hidden states after reading the memory.
 
@@ -81,15 +88,38 @@ class GatedCrossAttention(nn.Module):
             mask_BTS: True where position t may see memory token s.
             row_valid_BT: True where position t sees anything at all. Other rows come back unchanged to the bit: neither
                 attention nor feed-forward adds to them.
+            readers: the part of the batch that holds all valid rows; what is outside costs nothing.
         """
+        if readers is None:
+            return self._read(hidden_BTD, k_BGSK, v_BGSK, mask_BTS, row_valid_BT)
+        rows_R, first = readers.rows_R, readers.first
+        if rows_R is not None and not len(rows_R):
+            return hidden_BTD
+        tensors = (hidden_BTD, k_BGSK, v_BGSK, mask_BTS, row_valid_BT)
+        x, k, v, mask, row_valid = tensors if rows_R is None else (t.index_select(0, rows_R) for t in tensors)
+        masks = (None, None) if readers.unmasked else (mask[:, first:], row_valid[:, first:])
+        read = self._read(x[:, first:], k, v, *masks)
+        whole = torch.cat([x[:, :first], read], dim=1) if first else read
+        return whole if rows_R is None else hidden_BTD.index_copy(0, rows_R, whole)
+
+    def _read(
+        self,
+        hidden_BTD: Tensor,
+        k_BGSK: Tensor,
+        v_BGSK: Tensor,
+        mask_BTS: Tensor | None,
+        row_valid_BT: Tensor | None,
+    ) -> Tensor:
+        """All of it; without masks every position sees every memory token."""
         weight_dtype = self.o_proj.weight.dtype
         q_BHTK = self.query(hidden_BTD).to(k_BGSK.dtype)
-        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask_BTS[:, None], row_valid=row_valid_BT)
+        mask = None if mask_BTS is None else mask_BTS[:, None]
+        out_BHTK = attend(q_BHTK, k_BGSK, v_BGSK, mask=mask, row_valid=row_valid_BT)
         attended_BTD = self.o_proj(out_BHTK.transpose(1, 2).flatten(2).to(weight_dtype))
         x_BTD = hidden_BTD + self.attn_gate(attended_BTD).to(hidden_BTD.dtype)
         fed_BTD = self.ffn(self.ffn_norm(x_BTD.to(weight_dtype)))
         x_BTD = x_BTD + self.ffn_gate(fed_BTD).to(hidden_BTD.dtype)
-        return torch.where(row_valid_BT[..., None], x_BTD, hidden_BTD)
+        return x_BTD if row_valid_BT is None else torch.where(row_valid_BT[..., None], x_BTD, hidden_BTD)
 
     def _split(self, x: Tensor) -> Tensor:
         """[B, L, heads * K] -> [B, heads, L, K]"""

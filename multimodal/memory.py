@@ -18,11 +18,27 @@ batch in reading order."""
 
 
 @dataclass(frozen=True)
+class Readers:
+    """The part of a batch that sees anything: some rows (long [R], rising; None = all), from column `first` on.
+
+    `unmasked`: all of that part sees every memory token of its row, so that attention needs no mask.
+    """
+
+    rows_R: Tensor | None
+    first: int
+    unmasked: bool
+
+
+@dataclass(frozen=True)
 class Visibility:
-    """What the positions of one decoder call may see: `mask_BTS`, and `row_valid_BT` where that is anything at all."""
+    """What the positions of one decoder call may see: `mask_BTS`, and `row_valid_BT` where that is anything at all.
+
+    `readers` is the part of the batch outside which nobody sees anything; None = not worth knowing.
+    """
 
     mask_BTS: Tensor
     row_valid_BT: Tensor
+    readers: Readers | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,8 @@ class AdapterMemory:
         mask_BTS = (group_BT1 == self.memory_group[:, None, :]) & (group_BT1 > 0)
         if self.memory_column is not None:
             mask_BTS = mask_BTS & (columns_T[:, None] >= self.memory_column[:, None, :])
-        return Visibility(mask_BTS, mask_BTS.any(-1))
+        row_valid_BT = mask_BTS.any(-1)
+        return Visibility(mask_BTS, row_valid_BT, _readers(mask_BTS, row_valid_BT))
 
     def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
         """Some of the rows (long [R]), with the first `length` columns of their sequences."""
@@ -110,6 +127,20 @@ class CrossMemory:
     def expand(self, n: int) -> "CrossMemory":
         """Every row n times in a row, as beams or several samples per prompt need it."""
         return CrossMemory({name: memory.expand(n) for name, memory in self.by_adapter.items()})
+
+
+def _readers(mask_BTS: Tensor, row_valid_BT: Tensor) -> Readers | None:
+    """None where that is everything, for a single column (a generated token), and in a graph, which cannot look."""
+    if row_valid_BT.shape[1] == 1 or torch.compiler.is_compiling():
+        return None
+    reads_B, first = row_valid_BT.any(1), row_valid_BT.any(0).long().argmax()
+    part_BT = reads_B[:, None] & (torch.arange(row_valid_BT.shape[1], device=first.device) >= first)
+    unmasked = (mask_BTS.all(-1) == part_BT).all()
+    *reads, start, fully = torch.cat([reads_B.long(), torch.stack([first, unmasked.long()])]).tolist()
+    rows = [row for row, there in enumerate(reads) if there]
+    if len(rows) == len(reads):
+        return Readers(None, start, bool(fully)) if start or fully else None
+    return Readers(torch.tensor(rows, dtype=torch.long, device=first.device), start, bool(fully))
 
 
 def token_groups(is_placeholder_BP: Tensor) -> Tensor:

@@ -250,37 +250,45 @@ class MultimodalModel(nn.Module):
         """Summed cross-entropy of the answers' tokens, and their number (spec A4.5); KL divergence where a turn has a
         teacher, which is this decoder on the same answer after the teacher's prompt.
 
-        Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding.
+        Media are encoded once; rows of unlike length then go through the decoder in groups, with less padding. Rows
+        without media teach nothing: all that they meet is frozen, so they go through the bare decoder without gradient.
         """
-        memory, inserted, teacher = self.memory(batch), self.inserted(batch), self._teacher(batch)
+        inserted, teacher = self.inserted(batch), self._teacher(batch)
         columns_T = torch.arange(1, batch.input_ids.shape[1] + 1, device=batch.input_ids.device)
-        lengths = (batch.attention_mask * columns_T).amax(1).tolist()
-        groups = length_groups(lengths)
-        if len(groups) == 1:
-            return self._loss(batch.input_ids, batch.attention_mask, batch.targets, memory, inserted, teacher)
-        losses, counts = [], []
-        for group in groups:
-            length, rows = lengths[group[-1]], torch.tensor(group, device=batch.input_ids.device)
-            loss, count = self._loss(
+        ends_B = (batch.attention_mask * columns_T).amax(1)
+        lengths, tokens = torch.stack([ends_B, batch.attention_mask.sum(1)]).tolist()
+        # Nobody sees what comes after: padding on the right needs no mask, and attention can take its fast path.
+        mask_BT = None if lengths == tokens else batch.attention_mask
+        place = {row: at for at, row in enumerate(sorted(batch.rows_with_media()))}
+        text_only = [row for row in range(len(lengths)) if row not in place]
+        memory = self.memory(batch.of_rows([*place]) if text_only else batch)
+        found = []
+        for group in (*_groups_of(lengths, [*place]), *_groups_of(lengths, text_only)):
+            length, rows = max(lengths[row] for row in group), torch.tensor(group, device=batch.input_ids.device)
+            text = (
                 batch.input_ids[rows, :length],
-                batch.attention_mask[rows, :length],
+                None if mask_BT is None else mask_BT[rows, :length],
                 batch.targets[rows, :length],
-                None if memory is None else memory.rows(rows, length),
-                inserted_rows(inserted, batch.input_ids, rows),
                 None if teacher is None else teacher.rows(rows, length),
             )
-            losses.append(loss)
-            counts.append(count)
-        return torch.stack(losses).sum(), sum(counts)
+            if group[0] in place:
+                part = memory
+                if memory is not None and len(group) < len(place):
+                    part = memory.rows(torch.tensor([place[row] for row in group], device=rows.device), length)
+                found.append(self._loss(*text, part, inserted_rows(inserted, batch.input_ids, rows)))
+            else:
+                with torch.no_grad():
+                    found.append(self._loss(*text, None, {}))
+        return torch.stack([loss for loss, _ in found]).sum(), sum(count for _, count in found)
 
     def _loss(
         self,
         ids_BT: Tensor,
-        mask_BT: Tensor,
+        mask_BT: Tensor | None,
         targets_BT: Tensor,
+        teacher: Teacher | None,
         memory: CrossMemory | None,
         inserted: Inserted,
-        teacher: Teacher | None,
     ) -> tuple[Tensor, int]:
         hidden_BTD = self.decoder.hidden(ids_BT, mask_BT, memory=memory, inserted=inserted)
         return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher)
@@ -338,6 +346,11 @@ class MultimodalModel(nn.Module):
             UserError: a medium cannot be read, or placeholders and media do not match.
         """
         return self.generate([self.sample(messages)], **options)[0]
+
+
+def _groups_of(lengths: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
+    """`length_groups` of some of the rows, each in order."""
+    return [sorted(rows[at] for at in group) for group in length_groups([lengths[row] for row in rows])] if rows else []
 
 
 def _up_to(ends: Collection[int], ids: list[int]) -> list[int]:

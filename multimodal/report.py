@@ -154,6 +154,15 @@ class Fact:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of cells; the first of each row names it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """The whole page, top to bottom. What is empty is left out."""
 
@@ -161,7 +170,9 @@ class Report:
     subtitle: str = ""
     headlines: tuple[Headline, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    tables: tuple[Table, ...] = ()
     charts: tuple[Chart, ...] = ()
+    charts_title: str = "Training"
     cards: tuple[Card, ...] = ()
     cards_note: str = ""
     decoder: DecoderProof | None = None

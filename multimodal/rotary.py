@@ -40,10 +40,23 @@ class RotarySelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `valid_BT` is True where a position may be looked at, at least once in a row."""
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        Args:
+            valid_BT: True where a position may be looked at, at least once in a row; None: everywhere.
+            lengths: rows hold several sequences of these lengths end to end, each of which looks at itself alone;
+                their positions begin at 0.
+        """
         q, k, v = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        angles_Th = rotary_angles(x_BTD.shape[1], q.shape[-1], device=x_BTD.device)
-        mask = None if valid_BT is None else valid_BT[:, None, None, :]
-        out_BHTK = attend(rotate(q, angles_Th), rotate(k, angles_Th), v, mask=mask)
+        angles_Th = rotary_angles(max(lengths or (x_BTD.shape[1],)), q.shape[-1], device=x_BTD.device)
+        if lengths is not None:
+            angles_Th = torch.cat([angles_Th[:length] for length in lengths])
+        q, k = rotate(q, angles_Th), rotate(k, angles_Th)
+        if lengths is None:
+            mask = None if valid_BT is None else valid_BT[:, None, None, :]
+            out_BHTK = attend(q, k, v, mask=mask)
+        else:
+            sequences = zip(*(t.split(lengths, dim=2) for t in (q, k, v)), strict=True)
+            out_BHTK = torch.cat([attend(*qkv) for qkv in sequences], dim=2)
         return self.out(out_BHTK.transpose(1, 2).flatten(2))

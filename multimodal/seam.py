@@ -182,7 +182,8 @@ class LayerHook:
                 continue
             one, visible = call.memory.by_adapter[name], call.visible[name]
             block = blocks[str(self.index)]
-            inputs = (hidden_BTD, one.keys[self.index], one.values[self.index], visible.mask_BTS, visible.row_valid_BT)
+            kv = (one.keys[self.index], one.values[self.index])
+            inputs = (hidden_BTD, *kv, visible.mask_BTS, visible.row_valid_BT, visible.readers)
             # The flag is down where transformers already runs this hook inside its own recomputation (5.17).
             if layer.training:
                 hidden_BTD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore

@@ -1,9 +1,10 @@
 """The speech encoder: a stack of conformer blocks over log-mel features (Llama 3 paper, section 8.2 / spec B2).
 
 Four 10 ms frames become one of 40 ms. Padding is seen by nobody: an utterance gives the same features alone and in any
-batch, and where all utterances are equally long no mask is made.
+batch. Where all utterances are equally long no mask is made, and where much would be padding they go end to end.
 
-Legend: B utterances, M mel frames (10 ms), T frames (40 ms), F mel bands, D width.
+Legend: B utterances, M mel frames (10 ms), T frames (40 ms), N frames of all utterances, F mel bands, S stacked bands,
+D width.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from torch.utils.checkpoint import checkpoint
 from multimodal.errors import UserError
 from speech.conformer_block import ConformerBlock, ConvNorm
 from speech.frames import Length, ceil_divide, padding_mask, stack_frames, trim
+
+WORTHWHILE = 0.125
+"""Share of padding from which on utterances go end to end: attention then runs for each by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,17 +117,27 @@ class Conformer(nn.Module):
         """
         if features_BMF.shape[-1] != self.config.mels:
             raise UserError(f"conformer: found {features_BMF.shape[-1]} mel bands, expected {self.config.mels}")
-        x_BTD = self.dropout(self.input(stack_frames(trim(features_BMF, lengths_B), self.config.stack)))
-        valid_BT = padding_mask(self.output_length(lengths_B), x_BTD.shape[1])
-        for layer in self.layers:
-            x_BTD = self._run_block(layer, x_BTD, valid_BT)
-        return x_BTD
+        stacked_BTS = stack_frames(trim(features_BMF, lengths_B), self.config.stack)
+        valid_BT = padding_mask(self.output_length(lengths_B), stacked_BTS.shape[1])
+        if valid_BT is None:
+            return self._run(stacked_BTS, None, None)
+        lengths = tuple(self.output_length(lengths_B).tolist())
+        if sum(lengths) > valid_BT.numel() * (1 - WORTHWHILE):
+            return self._run(stacked_BTS, valid_BT, None)
+        x_1ND = self._run(stacked_BTS[valid_BT][None], None, lengths)
+        return x_1ND.new_zeros(*valid_BT.shape, x_1ND.shape[-1]).index_put((valid_BT,), x_1ND[0])
 
-    def _run_block(self, block: nn.Module, x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
-        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return block(x_BTD, valid_BT)
-        contexts = partial(_statistics_once, block)
-        return cast(Tensor, checkpoint(block, x_BTD, valid_BT, use_reentrant=False, context_fn=contexts))
+    def _run(self, stacked_BTS: Tensor, valid_BT: Tensor | None, lengths: tuple[int, ...] | None) -> Tensor:
+        """Stacked frames through all blocks; arguments as theirs."""
+        x_BTD = self.dropout(self.input(stacked_BTS))
+        for block in self.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                contexts = partial(_statistics_once, block)
+                again = checkpoint(block, x_BTD, valid_BT, lengths, use_reentrant=False, context_fn=contexts)
+                x_BTD = cast(Tensor, again)
+            else:
+                x_BTD = block(x_BTD, valid_BT, lengths)
+        return x_BTD
 
 
 def _statistics_once(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

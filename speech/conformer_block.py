@@ -46,19 +46,29 @@ class ConvolutionModule(nn.Module):
         self.pointwise_out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None, lengths: tuple[int, ...] | None = None) -> Tensor:
         x_BTD = F.glu(self.pointwise_in(self.norm_in(x_BTD)), dim=-1)
         if valid_BT is not None:
             # Here and not before: the biases above make padding anything but zero.
             x_BTD = x_BTD.masked_fill(~valid_BT[..., None], 0)
-        x_BTD = self.depthwise(x_BTD.transpose(1, 2)).transpose(1, 2)
+        x_BTD = self._convolve(x_BTD) if lengths is None else self._convolve_each(x_BTD, lengths)
         x_BTD = _batch_norm(self.norm, x_BTD, valid_BT) if isinstance(self.norm, nn.BatchNorm1d) else self.norm(x_BTD)
         return self.dropout(self.pointwise_out(F.silu(x_BTD)))
 
+    def _convolve(self, x_BTD: Tensor) -> Tensor:
+        return self.depthwise(x_BTD.transpose(1, 2)).transpose(1, 2)
+
+    def _convolve_each(self, x_BTD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Utterances end to end, with as many zeros between them as a convolution can reach."""
+        gap = self.depthwise.kernel_size[0] // 2
+        spread = self._convolve(torch.cat([F.pad(one, (0, 0, 0, gap)) for one in x_BTD.split(lengths, dim=1)], dim=1))
+        parts = spread.split([length + gap for length in lengths], dim=1)
+        return torch.cat([one[:, :length] for one, length in zip(parts, lengths, strict=True)], dim=1)
+
 
 def _batch_norm(norm: nn.BatchNorm1d, x_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """Batch norm whose statistics padding does not enter; padded frames come back as zeros."""
-    if valid_BT is None:
+    """Batch norm whose statistics padding does not enter."""
+    if valid_BT is None or not norm.training:
         return norm(x_BTD.flatten(0, 1)).view(x_BTD.shape)
     x_ND = norm(x_BTD[valid_BT])
     return torch.zeros_like(x_BTD, dtype=x_ND.dtype).index_put((valid_BT,), x_ND)
@@ -85,10 +95,15 @@ class ConformerBlock(nn.Module):
         self.feed_forward_out = FeedForward(width=width, hidden=ffn, dropout=dropout)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] -> [B, T, D]; `valid_BT` is False on padding (None: there is none). Padding comes back finite."""
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None, lengths: tuple[int, ...] | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        Args:
+            valid_BT: False on padding (None: there is none), which comes back finite.
+            lengths: rows hold several utterances of these lengths end to end, each for itself, and no padding.
+        """
         x_BTD = x_BTD + 0.5 * self.feed_forward_in(x_BTD)
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), valid_BT))
-        x_BTD = x_BTD + self.convolution(x_BTD, valid_BT)
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), valid_BT, lengths))
+        x_BTD = x_BTD + self.convolution(x_BTD, valid_BT, lengths)
         x_BTD = x_BTD + 0.5 * self.feed_forward_out(x_BTD)
         return self.norm_out(x_BTD)

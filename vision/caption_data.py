@@ -6,7 +6,7 @@ and evaluation draw samples from.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from vision.caption_tables import (
     table_rows,
 )
 from vision.picture import open_picture
+from vision.picture_features import EncodedPicture
 from vision.tiling import Augment, Tiles, Tiling
 
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".txt")
@@ -128,7 +129,7 @@ def tidy_caption(caption: str) -> str:
 class ImageTextSample:
     """The pictures' tiles, the caption to learn (drawn from `captions`), all captions, the question if there is one."""
 
-    images: tuple[Tiles, ...]
+    images: tuple[Tiles | EncodedPicture, ...]
     caption: str
     captions: tuple[str, ...]
     id: str
@@ -136,7 +137,13 @@ class ImageTextSample:
 
     @property
     def tiles(self) -> Tiles:
-        """The first picture, the only one in captioning."""
+        """The first picture, the only one in captioning.
+
+        Raises:
+            ValueError: there are its features alone.
+        """
+        if isinstance(self.images[0], EncodedPicture):
+            raise ValueError(f"{self.id}: an encoded picture; expected tiles")
         return self.images[0]
 
 
@@ -149,6 +156,7 @@ class CaptionImages:
         on_error: a broken picture gives None or raises; see `BrokenSamples`.
         augment: for training; None leaves pictures alone.
         tidy: apply `tidy_caption`.
+        prepare: makes the item of a picture that is a file and is not augmented, in place of the tiling.
     """
 
     def __init__(
@@ -159,8 +167,10 @@ class CaptionImages:
         on_error: OnError = "skip",
         augment: Augment | None = None,
         tidy: bool = True,
+        prepare: Callable[[Path], Tiles | EncodedPicture] | None = None,
     ) -> None:
         self.records, self.tiling, self.on_error, self.augment, self.tidy = records, tiling, on_error, augment, tidy
+        self.prepare = prepare
         self._broken = BrokenSamples(on_error=on_error, what="pictures")
 
     def __len__(self) -> int:
@@ -180,11 +190,15 @@ class CaptionImages:
         record = self.records[index]
         captions = tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
         caption = rng.choice(captions)
-        images = self._broken.read(lambda: tuple(self._tiles(i, record.id, rng) for i in record.images), id=record.id)
+        images = self._broken.read(lambda: tuple(self._item(i, record.id, rng) for i in record.images), id=record.id)
         if images is None:
             return None
         return ImageTextSample(images, caption, captions, record.id, record.question)
 
-    def _tiles(self, image: ImageSource, name: str, rng: random.Random) -> Tiles:
+    def _item(self, image: ImageSource, name: str, rng: random.Random) -> Tiles | EncodedPicture:
+        if self.prepare is not None and isinstance(image, Path) and not (self.augment and self.augment.changes):
+            if self.augment:
+                self.augment.draw(rng)  # what is drawn later must be the same with and without
+            return self.prepare(image)
         picture = open_picture(image, name=None if isinstance(image, Path) else name)
         return self.tiling.tile(self.augment(picture, rng) if self.augment else picture)

@@ -13,6 +13,7 @@ import torch
 
 from multimodal.adapter_merge import START
 from multimodal.config import dump
+from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
@@ -20,12 +21,12 @@ from multimodal.pretrained import BUILTIN, load_for_training
 from multimodal.quantization import DecoderQuantization, expect_quantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
-from multimodal.train.precision import resolve_device
+from multimodal.train.precision import resolve_device, resolve_precision
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig
+from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.scenes import SceneMix
 from vision.tiling import Augment
 
@@ -91,6 +92,13 @@ class CaptioningConfig:
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
+    cache: Literal["auto", "off"] = "auto"
+    """Keep on disk what an encoder that stays frozen makes of pictures that are files and are not augmented; off
+    computes it anew each time."""
+    cache_dir: Path | None = None
+    """Where; by default in the run folder."""
+    cache_gb: float = 10.0
+    """At most so much, in 10^9 bytes."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     resume: bool = False
@@ -144,8 +152,26 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
         model.modalities["image"].tiling,  # type: ignore[arg-type]
         on_error=data.on_error,
         augment=Augment(flip=data.flip, crop_scale=data.crop_scale),
+        prepare=_image(model).prepare if _image(model).kept is not None else None,
     )
     return CaptionSamples(model, images, captions=data.captions)
+
+
+def _image(model: MultimodalModel) -> ImageModality:
+    modality = model.modalities["image"]
+    assert isinstance(modality, ImageModality)
+    return modality
+
+
+def use_feature_cache(model: MultimodalModel, config: CaptioningConfig, settings: TrainConfig) -> None:
+    """Keep the features of an encoder that stays frozen in this stage; of another one, none."""
+    frozen = not settings.learning_rates.get("encoder", 1.0)
+    if config.cache == "off" or not frozen or config.data.source == SCENES:
+        _image(model).use_cache(None)
+        return
+    cache = FeatureCache(config.cache_dir or config.run_dir / "features", max_gb=config.cache_gb)
+    precision = resolve_precision(settings.precision, resolve_device(settings.device))
+    _image(model).use_cache(cache, precision=precision)
 
 
 def training_order(data: DataConfig, settings: TrainConfig, *, samples: int) -> Order | None:
@@ -194,8 +220,9 @@ def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConf
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_with_controls(model, dev, max_new_tokens=32).metrics()
 
+    use_feature_cache(model, config, settings)
     samples = training_data(model, config)
-    return train(
+    result = train(
         task=model,
         dataset=samples,
         collate=model.collate,
@@ -206,6 +233,8 @@ def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConf
         config_yaml=dump(config),
         order=training_order(config.data, settings, samples=len(samples)),
     )
+    _image(model).use_cache(None)
+    return result
 
 
 def train_captioning(

@@ -68,14 +68,18 @@ class CrossLayers(nn.ModuleDict):
 
     def memory(self, tokens_ND: Tensor, lengths: tuple[int, ...], batch: MediaBatch) -> AdapterMemory:
         """Keys and values for every row of the batch, from the tokens of its media, of which each has some length."""
-        index_BS, memory_group = _gather_plan(lengths, batch, device=tokens_ND.device)
+        index_BS, memory_group = _gather_plan(lengths, batch)
+        in_order = torch.equal(index_BS.flatten(), torch.arange(sum(lengths)))  # nothing to gather
+        index_BS, memory_group = index_BS.to(tokens_ND.device), memory_group.to(tokens_ND.device)
         keys: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
         for name, layer in self.items():
             assert isinstance(layer, GatedCrossAttention)
             k_1GNK, v_1GNK = layer.project(tokens_ND[None])
             keys[int(name)], values[int(name)] = (
-                t[0].index_select(1, index_BS.flatten()).unflatten(1, index_BS.shape).transpose(0, 1)
+                (t[0] if in_order else t[0].index_select(1, index_BS.flatten()))
+                .unflatten(1, index_BS.shape)
+                .transpose(0, 1)
                 for t in (k_1GNK, v_1GNK)
             )
         return AdapterMemory(keys, values, memory_group, batch.token_group)
@@ -112,7 +116,7 @@ def own_columns(lengths: tuple[int, ...], batch: MediaBatch) -> Tensor:
     return torch.tensor(padded, dtype=torch.long, device=batch.token_group.device)
 
 
-def _gather_plan(lengths: tuple[int, ...], batch: MediaBatch, *, device: torch.device) -> tuple[Tensor, Tensor]:
+def _gather_plan(lengths: tuple[int, ...], batch: MediaBatch) -> tuple[Tensor, Tensor]:
     """For each row the indices [B, S] of its memory tokens among all, and their groups (-1 = padding, index 0)."""
     starts = [0]
     for length in lengths:
@@ -127,4 +131,4 @@ def _gather_plan(lengths: tuple[int, ...], batch: MediaBatch, *, device: torch.d
             index[b, at : at + length] = torch.arange(start, start + length)
             groups[b, at : at + length] = group
             at += length
-    return index.to(device), groups.to(device)
+    return index, groups

@@ -9,16 +9,19 @@ import torch
 from torch import nn
 
 from multimodal.batch import MediaBatch
+from multimodal.data.feature_cache import FeatureCache
 from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import DecoderSizes, decoder_sizes
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
+from multimodal.train.precision import Precision
 from vision.cross_layers import gate_values, own_columns, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import load_encoder
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
 from vision.picture import PictureSource, open_picture
+from vision.picture_features import EncodedPicture, PictureBatch, PictureFeatures
 from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
 
 
@@ -101,6 +104,7 @@ class ImageModality(nn.Module):
                 load_encoder(self.encoder, options.weights)
         self.adapter = ImageAdapter(config.adapter, decoder=sizes, feature_dim=self.encoder.feature_dim)
         self.tiling = self._tiling()
+        self.kept: PictureFeatures | None = None
 
     @classmethod
     def create(cls, config: ImageConfig | Mapping[str, Any], decoder: FrozenDecoder) -> "ImageModality":
@@ -129,27 +133,37 @@ class ImageModality(nn.Module):
         self.config = replace(self.config, encoder=replace(self.config.encoder, tile_size=tile_size))
         self.tiling = self._tiling()
 
-    def prepare(self, source: PictureSource) -> Tiles:
-        """A picture, from a path or in memory, as tiles.
+    def use_cache(self, cache: FeatureCache | None, *, precision: Precision = "fp32") -> None:
+        """Keep features of pictures that are files on disk. The encoder must stay as it is meanwhile: frozen."""
+        self.kept = None if cache is None else PictureFeatures(self.encoder, self.tiling, cache, precision)
+
+    def prepare(self, source: PictureSource) -> Tiles | EncodedPicture:
+        """A picture, from a path or in memory, as tiles; as features if they are kept.
 
         Raises:
             UserError: it cannot be read.
         """
-        return self.tiling.tile(open_picture(source))
+        return self.tiling.tile(open_picture(source)) if self.kept is None else self.kept.prepare(source)
 
-    def blank(self, item: Tiles) -> Tiles:
-        """The same tiles with nothing on them, for the blank control."""
-        return replace(item, pixels=torch.zeros_like(item.pixels))
+    def blank(self, item: Tiles | EncodedPicture) -> Tiles:
+        """As many tiles with nothing on them, for the blank control."""
+        rows, columns = item.grid
+        return Tiles(torch.zeros(rows * columns, 3, self.tiling.tile_size, self.tiling.tile_size), item.grid)
 
-    def span(self, item: Tiles, placeholder: int) -> list[int]:
+    def span(self, item: Tiles | EncodedPicture, placeholder: int) -> list[int]:
         """The tokens that a picture takes in the prompt: one, whatever its size."""
         return [placeholder]
 
-    def collate(self, items: Sequence[Tiles]) -> TileBatch:
-        return batch_tiles(items)
+    def collate(self, items: Sequence[Tiles | EncodedPicture]) -> TileBatch | PictureBatch:
+        plain = [item for item in items if type(item) is Tiles]
+        return batch_tiles(plain) if len(plain) == len(items) else PictureBatch(tuple(items))
 
     def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
         """Keys and values of a batch of pictures, for the image layers. A frozen encoder runs without gradient."""
+        if isinstance(batch.items, PictureBatch):
+            if self.kept is None:
+                raise ValueError("pictures that are to be kept or were, but no cache; expected use_cache first")
+            return {self.kind: self.adapter.memory(self.kept.encode(batch.items), batch)}
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
             features = self.encoder(batch.items)

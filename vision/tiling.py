@@ -164,9 +164,18 @@ class Augment:
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_scale {self.crop_scale}: expected two ascending numbers above 0 and at most 1")
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
+    @property
+    def changes(self) -> bool:
+        """Whether any picture can come out changed."""
+        return self.flip or self.crop_scale[0] < 1
+
+    def draw(self, rng: random.Random) -> tuple[bool, float, float, float]:
+        """Everything random about one picture: mirrored or not, side of the crop, its place across and down."""
         mirror, side = rng.random() < 0.5, math.sqrt(rng.uniform(*self.crop_scale))
-        right, down = rng.random(), rng.random()
+        return mirror, side, rng.random(), rng.random()
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        mirror, side, right, down = self.draw(rng)
         width, height = (max(1, round(side * length)) for length in image.size)
         if (width, height) != image.size:
             left, top = round(right * (image.width - width)), round(down * (image.height - height))

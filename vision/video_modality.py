@@ -6,14 +6,13 @@ image modality, without gradient, a few at a time: what is kept of a clip is its
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from multimodal.batch import MediaBatch
-from multimodal.data.feature_cache import FeatureCache, cache_key
+from multimodal.data.feature_cache import FeatureCache, cache_key, file_key
 from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError
@@ -152,7 +151,7 @@ class VideoModality(nn.Module):
         Raises:
             UserError: it cannot be read, or has no frame in that part.
         """
-        key = self._key(source, between)
+        key = "" if self.cache is None else file_key(self._cache_base, source, *(between or ()))
         if self.cache is not None and key and (found := self.cache.load(key)) is not None:
             frames = found["tokens"].split(found["lengths"].tolist())
             grids = tuple((rows, columns) for rows, columns in found["grids"].tolist())
@@ -168,15 +167,6 @@ class VideoModality(nn.Module):
                 raise UserError(f"{source}: no frame between {start:.2f} and {end:.2f} s; expected a part of the clip")
         tiling = self.tiling
         return ClipFrames.from_tiles([tiling.tile(pictures[number]) for number in shown], positions, key=key)
-
-    def _key(self, source: ClipSource, between: tuple[float, float] | None) -> str:
-        """The weights, how frames are made and chosen, and the file as it is now; empty for what is no file."""
-        if self.cache is None or not isinstance(source, str | Path) or not Path(source).is_file():
-            return ""
-        path = Path(source).resolve()
-        stat = path.stat()
-        part = () if between is None else between
-        return cache_key(self._cache_base, path, stat.st_size, stat.st_mtime_ns, *part)
 
     def blank(self, item: ClipFrames) -> ClipFrames:
         """As many frames with nothing on them, for the blank control."""

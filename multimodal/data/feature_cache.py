@@ -28,6 +28,15 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256("\x00".join(map(str, parts)).encode()).hexdigest()
 
 
+def file_key(base: str, source: object, *parts: object) -> str:
+    """The key of a file as it is now, of `base` and of `parts`, all that an entry depends on; empty for what is no file."""
+    if not isinstance(source, str | Path) or not Path(source).is_file():
+        return ""
+    path = Path(source).resolve()
+    stat = path.stat()
+    return cache_key(base, path, stat.st_size, stat.st_mtime_ns, *parts)
+
+
 class FeatureCache:
     """A folder of entries of bounded size.
 

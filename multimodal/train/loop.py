@@ -183,7 +183,8 @@ class _Run:
             with autocast(self.device, self.precision), saved():
                 loss, count = self.task.loss(batch)
             if count:
-                loss.float().backward()
+                if loss.requires_grad:  # a batch of text alone teaches nothing
+                    loss.float().backward()
                 total += loss.detach().float()
                 weight += int(count)
         if not weight:

@@ -98,5 +98,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def scale_and_clip(optimizer: torch.optim.Optimizer, *, weight: int, clip_norm: float) -> torch.Tensor:
     """Divide summed gradients by the step's weight, clip their norm, and return the norm before clipping."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not parameters:
+        return torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
     torch._foreach_div_([p.grad for p in parameters], float(weight))  # pyright: ignore[reportPrivateImportUsage]
     return torch.nn.utils.clip_grad_norm_(parameters, clip_norm or math.inf)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from multimodal.cross_attention import GatedCrossAttention
 from multimodal.layers import SwiGLU, TanhGate
+from multimodal.memory import AdapterMemory
 
 
 def block(gate: float = 0.7, n_layers: int | None = None) -> GatedCrossAttention:
@@ -115,3 +116,47 @@ def test_small_layers():
     assert not gate(x).any()
     gate.weight.data.fill_(0.5)
     torch.testing.assert_close(gate(x), x * 0.46211716)
+
+
+PARTS = {
+    "rows and columns": ([[0, 0, 0, 1, 1, 1], [0] * 6, [0, 0, 1, 1, 2, 2]], [[1] * 5, [-1] * 5, [1, 1, 2, 2, -1]]),
+    "no mask": ([[0, 0, 1, 1, 1, 1], [0] * 6, [0, 0, 1, 1, 1, 1]], [[1] * 5, [-1] * 5, [1] * 5]),
+    "columns": ([[0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]], [[1] * 5] * 3),
+    "all, without a mask": ([[1] * 6] * 3, [[1] * 5] * 3),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_nobody_reads_is_left_out_of_the_computation_and_changes_nothing(name: str) -> None:
+    made = block()
+    token_group, memory_group = (torch.tensor(groups) for groups in PARTS[name])
+    k, v = made.project(torch.randn(3, 5, 32))
+    seen = AdapterMemory({0: k}, {0: v}, memory_group, token_group).visible(torch.arange(6))
+    assert seen.readers is not None
+    rows, first = seen.readers.rows_R, seen.readers.first
+    assert (3 if rows is None else rows.tolist()) == ([0, 2] if name in ("rows and columns", "no mask") else 3)
+    assert first == (0 if name == "all, without a mask" else 2)
+    assert seen.readers.unmasked == ("mask" in name)
+    results, sizes = [], []
+    made.q_proj.register_forward_hook(lambda _m, args, _o: sizes.append(tuple(args[0].shape[:2])))
+    for readers in (None, seen.readers):
+        hidden = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out = made(hidden, k, v, seen.mask_BTS, seen.row_valid_BT, readers)
+        (gradient,) = torch.autograd.grad(out.square().sum(), hidden, retain_graph=True)
+        weights = torch.autograd.grad(out.square().sum(), [*made.parameters()], retain_graph=True)
+        results.append((hidden.detach(), out.detach(), gradient, *weights))
+    assert sizes == [(3, 6), (3 if rows is None else len(rows), 6 - first)]
+    for plain, sliced in zip(*results, strict=True):
+        torch.testing.assert_close(sliced, plain, atol=1e-5, rtol=1e-5)
+    hidden, out = results[1][:2]
+    assert torch.equal(out[~seen.row_valid_BT], hidden[~seen.row_valid_BT])
+
+
+def test_where_nobody_reads_nothing_is_computed() -> None:
+    made, hidden = block(), torch.randn(2, 4, 32)
+    k, v = made.project(torch.randn(2, 5, 32))
+    memory = AdapterMemory({0: k}, {0: v}, torch.full((2, 5), -1), torch.zeros(2, 4, dtype=torch.long))
+    seen = memory.visible(torch.arange(4))
+    made.q_proj.register_forward_hook(lambda _m, _a, _o: pytest.fail("computed"))
+    assert made(hidden, k, v, seen.mask_BTS, seen.row_valid_BT, seen.readers) is hidden
+    assert memory.visible(torch.arange(1)).readers is None, "a generated token: not worth looking"

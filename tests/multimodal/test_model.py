@@ -88,6 +88,54 @@ def test_rows_of_unlike_length_go_through_the_decoder_apart_with_the_same_loss(m
     torch.testing.assert_close(total, torch.stack([loss for loss, _ in alone]).sum(), atol=1e-3, rtol=1e-5)
 
 
+def test_text_alone_goes_through_the_bare_decoder_without_gradient_and_counts_the_same() -> None:
+    model = tiny_model().train()
+    samples = answered(model)
+    mixed, pictures = model.collate(samples), model.collate([s for s in samples if s.media.get("image")])
+    calls: list[tuple[int, bool]] = []
+    model.decoder.lm.model.layers[-1].register_forward_hook(
+        lambda _m, _i, out: calls.append(((out if torch.is_tensor(out) else out[0]).shape[0], torch.is_grad_enabled()))
+    )
+    model.loss(pictures)[0].backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    loss, _ = model.loss(mixed)
+    loss.backward()
+    assert calls[1:] == [(len(samples) - 1, True), (1, False)]
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in expected)
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name], atol=1e-4, rtol=1e-4)
+    text = model.collate([s for s in samples if not s.media.get("image")])
+    alone, _ = model.loss(text)
+    assert not alone.requires_grad
+    with torch.no_grad():
+        bare = model.decoder.lm(input_ids=text.input_ids).logits.flatten(0, 1)
+        torch.testing.assert_close(alone, F.cross_entropy(bare, text.targets.flatten(), reduction="sum"))
+
+
+def test_padding_on_the_right_needs_no_mask_and_on_the_left_has_one(model: MultimodalModel) -> None:
+    samples, masks = answered(model), []
+    handle = model.decoder.lm.model.register_forward_pre_hook(
+        lambda _m, _args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        right, _ = model.loss(model.collate(samples))
+        assert masks and all(mask is None for mask in masks)
+        masks.clear()
+        left = model.collate(samples, pad_left=True)
+        memory, inserted = model.memory(left), model.inserted(left)
+        positions = (left.attention_mask.cumsum(1) - 1).clamp(min=0)
+        hidden = model.decoder.hidden(
+            left.input_ids, left.attention_mask, memory=memory, inserted=inserted, position_ids=positions
+        )
+        model.loss(left)
+        assert masks and all(mask is not None for mask in masks)
+    handle.remove()
+    expected = F.cross_entropy(model.decoder.head(hidden).flatten(0, 1), left.targets.flatten(), reduction="sum")
+    torch.testing.assert_close(right, expected, atol=1e-3, rtol=1e-4)
+
+
 def test_several_turns_about_one_picture_encode_it_once(model: MultimodalModel) -> None:
     chat = CHATS["four tiles"]
     first, second = (model.sample(chat, answer) for answer in (ANSWER, "A dog, a fox and the user."))
@@ -253,7 +301,9 @@ def test_below_the_first_adapter_nothing_needs_a_gradient_unless_tokens_learn(to
             lambda _m, _i, out: needed.append((out if torch.is_tensor(out) else out[0]).requires_grad)
         )
     model.loss(model.collate(answered(model)))[0].backward()
-    assert needed == [tokens] * FIRST_ADAPTED + [True] * (LAYERS - FIRST_ADAPTED)
+    with_pictures, text_alone = needed[:LAYERS], needed[LAYERS:]
+    assert with_pictures == [tokens] * FIRST_ADAPTED + [True] * (LAYERS - FIRST_ADAPTED)
+    assert text_alone == [False] * LAYERS
     assert (model.decoder.extra_embedding.weight.grad is not None) == tokens
 
 

@@ -46,3 +46,12 @@ def test_attention_shifts_with_the_signal_and_does_not_see_padding() -> None:
     shifted = attention(torch.cat([padding, x, padding], dim=1), valid)
     torch.testing.assert_close(shifted[:, 3:9], alone, atol=1e-6, rtol=1e-5)
     assert (attention(x.flip(1)).flip(1) - alone).abs().max() > 1e-3  # order counts
+
+
+def test_sequences_end_to_end_are_as_each_alone() -> None:
+    torch.manual_seed(0)
+    layer, lengths = RotarySelfAttention(width=16, heads=2), (5, 1, 3)
+    x = torch.randn(2, sum(lengths), 16)
+    together = layer(x, lengths=lengths)
+    alone = torch.cat([layer(part) for part in x.split(lengths, dim=1)], dim=1)
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from multimodal import attention
 from multimodal.errors import UserError
+from speech import conformer
 from speech.conformer import Conformer, ConformerConfig
 from speech.frames import pad_batch
 
@@ -76,6 +77,27 @@ def test_no_mask_where_all_are_equally_long(monkeypatch: pytest.MonkeyPatch) -> 
     assert masks == [None] * 3
     encoder(x, torch.tensor([14, 16, 9]))
     assert all(mask is not None for mask in masks[3:])
+
+
+@pytest.mark.parametrize("conv_norm", ["layer", "batch"])
+def test_utterances_end_to_end_give_what_padded_ones_do(monkeypatch: pytest.MonkeyPatch, conv_norm: str) -> None:
+    batch = pad_batch(utterances((61, 4, 30, 9)))
+    frames = [16, 1, 8, 3]
+    results: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for worthwhile in (1.0, 0.125):
+        monkeypatch.setattr(conformer, "WORTHWHILE", worthwhile)
+        encoder, shapes = build(conv_norm=conv_norm).train(), []
+        encoder.layers[0].register_forward_pre_hook(
+            lambda _m, args, into=shapes: into.append((*args[0].shape, args[2]))
+        )
+        out = encoder(batch.padded, batch.lengths)
+        valid = torch.cat([one[:length] for one, length in zip(out, frames, strict=True)])
+        (valid * torch.linspace(-1, 1, valid.numel()).view_as(valid)).sum().backward()
+        results.append((valid, gradients(encoder) | dict(encoder.named_buffers())))
+        assert shapes == [(4, 16, 32, None) if worthwhile == 1.0 else (1, 28, 32, tuple(frames))]
+    torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=1e-5)
+    for name, value in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_whole_utterance_and_its_order_are_heard() -> None:

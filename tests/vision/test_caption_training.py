@@ -188,6 +188,26 @@ def test_everything_that_saves_memory_goes_together(config: CaptioningConfig) ->
 # ---- before training ----------------------------------------------------------------------------------------------
 
 
+def test_a_cache_changes_no_loss_and_is_for_frozen_encoders_alone(config: CaptioningConfig, tmp_path: Path) -> None:
+    frozen = replace(config, train=train_config(steps=4, learning_rates=RATES | {"encoder": 0}))
+    train_captioning(frozen, report=lambda _: None)
+    assert len(list((frozen.run_dir / "features").glob("*/*"))) == 4  # pictures
+    again = replace(frozen, run_dir=tmp_path / "again", cache_dir=frozen.run_dir / "features")
+    model, _ = train_captioning(again, report=lambda _: None)
+    assert losses(frozen.run_dir) == losses(again.run_dir) and model.modalities["image"].kept is None
+    off = replace(frozen, run_dir=tmp_path / "off", cache="off")
+    train_captioning(off, report=lambda _: None)
+    assert losses(off.run_dir) == pytest.approx(losses(again.run_dir), rel=1e-5)
+    trained = replace(config, run_dir=tmp_path / "trained")
+    train_captioning(trained, report=lambda _: None)
+    assert not (off.run_dir / "features").exists() and not (trained.run_dir / "features").exists()
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = (run_dir / "initial" / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
 def test_what_the_dev_split_lacks_is_said_before_training(config: CaptioningConfig, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(config.data.source, tmp_path / "data"))
     dev = replace(config, data=replace(config.data, source=str(folder), dev_count=2))

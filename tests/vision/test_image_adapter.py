@@ -55,6 +55,17 @@ def test_each_row_has_the_tokens_of_its_pictures_in_order() -> None:
             torch.testing.assert_close(memory.values[int(name)][row, :, : len(tokens)], v[0], atol=1e-6, rtol=1e-5)
 
 
+def test_pictures_in_the_order_of_their_rows_are_not_gathered_and_give_the_same_to_the_bit() -> None:
+    made = adapter()
+    found = ImageFeatures(torch.randn(9, WIDTH), (3, 3, 3))
+    rows = (((0, 1),), ((1, 1),), ((2, 1),))
+    in_order, turned = made.memory(found, media(rows)), made.memory(found, media(rows[::-1]))
+    for layer, keys in in_order.keys.items():
+        assert torch.equal(keys, turned.keys[layer].flip(0))
+        assert torch.equal(in_order.values[layer], turned.values[layer].flip(0))
+    assert in_order.keys[7].transpose(0, 1).is_contiguous() and not turned.keys[7].is_contiguous()
+
+
 def test_each_picture_is_projected_once() -> None:
     made, seen = adapter(), []
     made.projector.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape))

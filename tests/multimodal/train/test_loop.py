@@ -239,6 +239,23 @@ def test_a_data_set_of_broken_samples_is_an_error(tmp_path: Path) -> None:
         run(tmp_path, data=Broken())
 
 
+class HalfTaught(ToyTask):
+    """Every second batch teaches nothing, as text alone does to an adapter."""
+
+    def loss(self, batch: list[Tensor]) -> tuple[Tensor, int]:
+        loss, weight = super().loss(batch)
+        return (loss.detach() if self.calls % 2 else loss), weight
+
+
+def test_a_batch_that_teaches_nothing_is_counted_and_moves_nothing(tmp_path: Path) -> None:
+    task, before = HalfTaught(), ToyTask()
+    _, result = run(tmp_path, task=task, steps=1)
+    assert result.steps == 1 and log_lines(tmp_path)[0]["grad_norm"] == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(task.parameters(), before.parameters(), strict=True))
+    run(tmp_path / "both", task=task, steps=1, accumulate=2)
+    assert not all(torch.equal(a, b) for a, b in zip(task.parameters(), before.parameters(), strict=True))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     run(tmp_path, steps=5)
     task = ToyTask()
