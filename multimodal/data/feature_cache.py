@@ -29,7 +29,7 @@ def cache_key(*parts: object) -> str:
 
 
 def file_key(base: str, source: object, *parts: object) -> str:
-    """The key of a file as it is now, of `base` and of `parts`, all that an entry depends on; empty for what is no file."""
+    """The key of a file as it is now, of `base` and of `parts`: all that an entry depends on. Empty: it is no file."""
     if not isinstance(source, str | Path) or not Path(source).is_file():
         return ""
     path = Path(source).resolve()
