@@ -47,11 +47,12 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     expect_safetensors(Path(path), what="decoder", reader="AutoModelForCausalLM")
     try:
         with _quiet_transformers():
-            lm, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
             )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    lm, found = loaded
     _expect_all_weights(name, found)
     return lm, read_tokenizer(path, name=name)
 

@@ -46,7 +46,7 @@ def padded_tiles(model: MultimodalModel) -> AbstractContextManager[Any]:
 
 def _forward_padded(encoder: ImageEncoder, batch: TileBatch) -> ImageFeatures:
     n, lengths = encoder.config.max_tiles, batch.lengths
-    rows_T = encoder._tile_rows(batch)
+    rows_T = encoder._layout(batch).rows_T
     x_TLD = encoder.stem(batch.pixels).flatten(2).transpose(1, 2)
     x_TLD = torch.cat([encoder.class_token_D.expand(len(x_TLD), 1, -1), encoder.pre_tile(x_TLD, rows_T)], dim=1)
     x_TLD = encoder.norm_pre(x_TLD + encoder.positions(rows_T))

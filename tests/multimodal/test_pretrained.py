@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
 from multimodal.pretrained import decoder_path, load_decoder
+from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.multimodal.tiny_tokenizers import builtin_tokenizer
 from tests.tiny_models import decoder_for
 
@@ -106,3 +107,11 @@ def test_damage_is_named_in_one_line(
 def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_tied_head_is_no_missing_tensor(decoder_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
+    tiny_decoder(vocab_size=len(builtin_tokenizer()), tie_word_embeddings=True).save_pretrained(folder)
+    assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
+    decoder, _ = load_decoder(str(folder), dtype=torch.float32, device=CPU)
+    assert decoder.lm.lm_head.weight is decoder.lm.get_input_embeddings().weight
