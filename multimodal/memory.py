@@ -130,8 +130,9 @@ class CrossMemory:
 
 
 def _readers(mask_BTS: Tensor, row_valid_BT: Tensor) -> Readers | None:
-    """None where that is everything, for a single column (a generated token), and in a graph, which cannot look."""
-    if row_valid_BT.shape[1] == 1 or torch.compiler.is_compiling():
+    """None where that is everything, for a single column (a generated token), and where there is nothing to look at: in a
+    graph, and on the meta device."""
+    if row_valid_BT.shape[1] == 1 or row_valid_BT.is_meta or torch.compiler.is_compiling():
         return None
     reads_B, first = row_valid_BT.any(1), row_valid_BT.any(0).long().argmax()
     part_BT = reads_B[:, None] & (torch.arange(row_valid_BT.shape[1], device=first.device) >= first)

@@ -89,7 +89,11 @@ def test_a_batch_is_never_a_leak(model: MultimodalModel) -> None:
     assert torch.equal(together[1], blind[1]), "the text-only row is the bare decoder's to the bit"
     at = model.sample(chats[0]).turns[0].prompt.index(model.decoder.vocab_size)
     other = logits(model, ask(EARLY[0], picture(seed=2), EARLY[1]))[0]
-    assert at > 3 and torch.equal(logits(model, chats[0])[0][:at], other[:at])
+    assert at > 3
+    # Experts compute together the tokens that chose them: others in the same product may change the rounding.
+    exact = "mixtral" not in type(model.decoder.lm).__name__.lower()
+    tolerance = 0.0 if exact else 1e-5
+    torch.testing.assert_close(logits(model, chats[0])[0][:at], other[:at], atol=tolerance, rtol=tolerance)
 
 
 def test_an_adapter_is_a_thing_of_its_own(shared: MultimodalModel, family: str, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_feature_cache_is_timed_at_the_same_losses(cli: Cli, tmp_path: Path,
     without, cached = metrics["samples_per_second_without"], metrics["samples_per_second_cached"]
     assert len(without) == len(cached) == 2 and min(without + cached) > 0
     assert metrics["speed_up_second_epoch"] == pytest.approx(cached[1] / without[1])
-    assert "feature cache: 4 clips read, 4 computed" in ended.out
+    assert "feature cache: 8 clips read, 4 computed" in ended.out
 
 
 def test_evaluation_writes_the_score_and_every_control(

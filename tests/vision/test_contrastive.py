@@ -180,7 +180,7 @@ def test_training_separates_pairs_it_has_not_seen() -> None:
     parameters = [parameter for part in task.parts().values() for _, parameter in part]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.98))
     losses = []
-    for _ in range(60):
+    for _ in range(90):
         total, count = task.loss(draw())
         optimizer.zero_grad()
         (total / count).backward()
