@@ -130,7 +130,7 @@ class CrossMemory:
 
 
 def _readers(mask_BTS: Tensor, row_valid_BT: Tensor) -> Readers | None:
-    """None where that is everything, for a single column (a generated token), and where there is nothing to look at: in a
+    """None where that is everything, for a single column (a generated token), and where nothing can be looked at: in a
     graph, and on the meta device."""
     if row_valid_BT.shape[1] == 1 or row_valid_BT.is_meta or torch.compiler.is_compiling():
         return None
