@@ -59,7 +59,7 @@ class FeatureCache:
         self.folder, self.max_bytes = folder, round(max_gb * 1e9)
         self.hits = self.misses = 0
         self.full = False
-        self._began = time.time()
+        self._began = time.time() - 0.1  # file systems keep coarser times than the clock
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
