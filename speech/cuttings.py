@@ -15,12 +15,9 @@ def cuttings(utterances: Sequence[Utterance], times: WordTimes, *, count: int, s
         UserError: no utterance has word times.
     """
     by_name = {PurePath(utterance.id).stem: utterance for utterance in utterances}
-    return [
-        replace(
-            by_name[piece.name],
-            sound=CutSound(by_name[piece.name].sound, piece.start, piece.end),
-            text=" ".join(piece.words),
-            id=piece.label,
-        )
-        for piece in draw_pieces(list(by_name), times, count=count, seed=seed)
-    ]
+    made = []
+    for piece in draw_pieces(list(by_name), times, count=count, seed=seed):
+        whole = by_name[piece.name]
+        sound = CutSound(whole.sound, piece.start, piece.end)
+        made.append(replace(whole, sound=sound, text=" ".join(piece.words), id=f"{whole.id}, {piece.label}"))
+    return made

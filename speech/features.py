@@ -21,6 +21,7 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
+from multimodal.channel_statistics import channel_statistics
 from multimodal.errors import UserError
 from speech.augment import Augment, Randomness, mask_features
 from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, pad_batch
@@ -131,22 +132,19 @@ class LogMel(nn.Module):
         Raises:
             UserError: there is no frame.
         """
-        frames = 0
-        sums_2C = torch.zeros(2, self.config.channels, dtype=torch.float64)
-        for waveform_S in waveforms:
-            if not len(waveform_S):
-                continue
-            waveform_1S = waveform_S.to(self.mean_C.device).unsqueeze(0)
-            samples_1 = torch.tensor([waveform_1S.shape[1]], device=waveform_1S.device)
-            log_mel_TC = self._log_mel(waveform_1S, samples_1)[0].double()
-            frames += len(log_mel_TC)
-            sums_2C += torch.stack([log_mel_TC.sum(0), log_mel_TC.square().sum(0)]).cpu()
-        if not frames:
-            raise UserError("speech features: no sound to take the statistics from; expected at least one utterance")
-        mean_C, square_C = sums_2C / frames
+        try:
+            mean_C, std_C = channel_statistics(self._of_one(waveform_S) for waveform_S in waveforms if len(waveform_S))
+        except ValueError:
+            raise UserError(
+                "speech features: no sound to take the statistics from; expected at least one utterance"
+            ) from None
         self.mean_C.copy_(mean_C)
-        # A channel that never moves (silence alone) stays finite.
-        self.std_C.copy_((square_C - mean_C.square()).clamp(min=0).sqrt().clamp(min=1e-2))
+        self.std_C.copy_(std_C.clamp(min=1e-2))  # a channel that never moves (silence alone) stays finite
+
+    def _of_one(self, waveform_S: Tensor) -> Tensor:
+        """Before normalising, [T, C], of one utterance."""
+        waveform_1S = waveform_S.to(self.mean_C.device).unsqueeze(0)
+        return self._log_mel(waveform_1S, torch.tensor([waveform_1S.shape[1]], device=waveform_1S.device))[0]
 
     def _log_mel(self, waveform_BS: Tensor, samples_B: Tensor) -> Tensor:
         """Before normalising, [B, T, C]; frames behind an utterance's end are those of silence."""

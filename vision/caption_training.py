@@ -9,16 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from multimodal.adapter_merge import START
 from multimodal.config import dump
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import BUILTIN, load_for_training
-from multimodal.quantization import DecoderQuantization, expect_quantization
+from multimodal.pretrained import BUILTIN
+from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from multimodal.train.precision import resolve_device, resolve_precision
@@ -27,6 +25,7 @@ from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
+from vision.image_model import image_model
 from vision.scenes import SceneMix
 from vision.tiling import Augment
 
@@ -109,20 +108,18 @@ def build_model(config: CaptioningConfig) -> MultimodalModel:
     """The frozen decoder with a new image adapter, or one to go on from, on the device of the run.
 
     Raises:
-        UserError: either cannot be loaded, or the adapter to go on from is not one for images alone.
+        UserError: as `image_model`, or the adapter to go on from is not one for images alone.
     """
-    if config.start is not None:
-        model = MultimodalModel.from_pretrained(config.start, device=str(resolve_device(config.train.device)))
-        if list(model.modalities) != ["image"]:
-            found = ", ".join(model.modalities)
-            raise UserError(f"{config.start}: an adapter for {found}; expected one for images alone")
-        expect_quantization(model.decoder.lm, config.decoder_quantize, adapter=config.start)
-        torch.manual_seed(config.train.seed)
-    else:
-        decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
-        torch.manual_seed(config.train.seed)
-        model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
-        model.add("image", ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch))
+    model = image_model(
+        config.start,
+        config.train,
+        decoder=config.decoder,
+        quantize=config.decoder_quantize,
+        new=ImageConfig(encoder=config.encoder, adapter=config.adapter, stretch=config.stretch),
+    )
+    if list(model.modalities) != ["image"]:
+        found = ", ".join(model.modalities)
+        raise UserError(f"{config.start}: an adapter for {found}; expected one for images alone")
     if config.checkpointing:
         model.decoder.enable_gradient_checkpointing()
         model.modalities["image"].encoder.enable_gradient_checkpointing()  # type: ignore[operator, union-attr]

@@ -44,18 +44,14 @@ def grid_cuttings(clips: Sequence[QuestionedClip], times: WordTimes, *, count: i
         UserError: no clip has word times.
     """
     by_name = {clip.name: clip for clip in clips}
-    return [
-        QuestionedClip(
-            by_name[piece.name].clip,
-            (
-                *by_name[piece.name].questions[piece.first : piece.first + len(piece.words)],
-                ClipQuestion("sentence", SENTENCE, " ".join(piece.words)),
-            ),
-            piece.label,
-            between=(piece.start, piece.end),
-        )
-        for piece in draw_pieces(list(by_name), times, count=count, seed=seed)
-    ]
+    made = []
+    for piece in draw_pieces(list(by_name), times, count=count, seed=seed):
+        whole = by_name[piece.name]
+        of_words = whole.questions[piece.first : piece.first + len(piece.words)]
+        asked = (*of_words, ClipQuestion("sentence", SENTENCE, " ".join(piece.words)))
+        name = f"{whole.name}, {piece.label}"
+        made.append(QuestionedClip(whole.clip, asked, name, between=(piece.start, piece.end)))
+    return made
 
 
 def grid_rows(path: Path) -> list[ClipRow]:

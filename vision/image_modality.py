@@ -16,7 +16,7 @@ from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
 from multimodal.train.precision import Precision
 from vision.cross_layers import gate_values, own_columns, split_gates
-from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.encoder import ImageEncoder, ImageEncoderConfig, ImageFeatures
 from vision.encoder_folder import load_encoder
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.image_adapter import ImageAdapter, ImageAdapterConfig
@@ -160,17 +160,20 @@ class ImageModality(nn.Module):
 
     def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
         """Keys and values of a batch of pictures, for the image layers. A frozen encoder runs without gradient."""
-        if isinstance(batch.items, PictureBatch):
-            if self.kept is None:
-                raise ValueError("pictures that are to be kept or were, but no cache; expected use_cache first")
-            return {self.kind: self.adapter.memory(self.kept.encode(batch.items), batch)}
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
-        with torch.set_grad_enabled(trained):
-            features = self.encoder(batch.items)
+        features = self._features(batch.items)
         memory = self.adapter.memory(features, batch)
         if self.config.encoder.numerics == "reference":
             memory = replace(memory, memory_column=own_columns(features.lengths, batch))
         return {self.kind: memory}
+
+    def _features(self, items: TileBatch | PictureBatch) -> ImageFeatures:
+        if isinstance(items, PictureBatch):
+            if self.kept is None:
+                raise ValueError("pictures that are to be kept or were, but no cache; expected use_cache first")
+            return self.kept.encode(items)
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        with torch.set_grad_enabled(trained):
+            return self.encoder(items)
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""

@@ -12,7 +12,7 @@ output, H heads, K head dimension, W frequencies.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimodal.attention import attend
+from multimodal.channel_statistics import channel_statistics
 from multimodal.errors import UserError
 from multimodal.layers import SwiGLU
 from vision.encoder import ImageFeatures
@@ -83,12 +84,15 @@ class FeatureStatistics(nn.Module):
         self.register_buffer("deviation_C", torch.ones(feature_dim))
 
     @torch.no_grad()
-    def fit(self, tokens_NC: Tensor) -> None:
-        """Take mean and deviation from these features."""
-        tokens_NC = tokens_NC.float()
-        self.mean_C.copy_(tokens_NC.mean(0))
-        # A channel that never moves stays near 0 instead of being blown up.
-        self.deviation_C.copy_(tokens_NC.std(0, correction=0).clamp_min(1e-3))
+    def fit(self, chunks: Iterable[Tensor]) -> None:
+        """Take mean and deviation from features [N, C] in chunks.
+
+        Raises:
+            ValueError: there are none.
+        """
+        mean_C, deviation_C = channel_statistics(chunks)
+        self.mean_C.copy_(mean_C)
+        self.deviation_C.copy_(deviation_C.clamp(min=1e-3))  # a channel that never moves is not blown up
 
     def forward(self, tokens_NC: Tensor) -> Tensor:
         return (tokens_NC - self.mean_C) / self.deviation_C

@@ -219,12 +219,14 @@ class VideoModality(nn.Module):
             encoder.train(training)
         return ImageFeatures(tokens_NC, lengths)
 
-    @torch.no_grad()
     def fit_statistics(self, clips: Iterable[ClipFrames]) -> None:
-        """Take the statistics by which the aggregator normalises features from those of some clips."""
+        """Take the statistics by which the aggregator normalises features from those of some clips, one at a time.
+
+        Raises:
+            ValueError: there are none.
+        """
         device = self.adapter.aggregator.latents_QD.device
-        features = [self.encode(clip.to(device)).tokens for clip in clips]
-        self.adapter.aggregator.norm_in.fit(torch.cat(features))
+        self.adapter.aggregator.norm_in.fit(self.encode(clip.to(device)).tokens for clip in clips)
 
     def memory(self, batch: MediaBatch) -> dict[str, AdapterMemory]:
         """Keys and values of a batch of clips, for the video layers and, if the settings say so, the image layers."""

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from multimodal.adapter_merge import START
 from multimodal.config import dump
 from multimodal.data.broken import BrokenSamples, OnError
@@ -21,11 +19,10 @@ from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import BUILTIN, load_for_training
-from multimodal.quantization import DecoderQuantization, expect_quantization
+from multimodal.pretrained import BUILTIN
+from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
-from multimodal.train.precision import resolve_device
 from vision.builtin_clips import BuiltinClips
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
@@ -33,6 +30,7 @@ from vision.clip_question import ClipSet, QuestionedClip
 from vision.grid import grid_cuttings
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig
+from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
 
@@ -124,26 +122,24 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
     """The image model with new video parts, on the device of the run.
 
     Raises:
-        UserError: no image adapter in the folder, or it has video parts already; or image layers that are to read
-            clips and cannot.
+        UserError: as `image_model`; no image adapter in the folder, or it has video parts already; or image layers
+            that are to read clips and cannot.
     """
     if config.video.to_image_layers and config.image is None:
         raise UserError(
             "--video.to-image-layers without --image: the image layers of a new adapter are closed and stay closed; "
             "expected an adapter folder"
         )
-    if config.image is not None:
-        model = MultimodalModel.from_pretrained(config.image, device=str(resolve_device(config.train.device)))
-        if "image" not in model.modalities or "video" in model.modalities:
-            kinds = ", ".join(model.modalities)
-            raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
-        expect_quantization(model.decoder.lm, config.decoder_quantize, adapter=config.image)
-        torch.manual_seed(config.train.seed)
-    else:
-        decoder, tokenizer = load_for_training(config.decoder, config.train, quantization=config.decoder_quantize)
-        torch.manual_seed(config.train.seed)
-        model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
-        model.add("image", ImageConfig(encoder=config.encoder, adapter=config.image_adapter, stretch=config.stretch))
+    model = image_model(
+        config.image,
+        config.train,
+        decoder=config.decoder,
+        quantize=config.decoder_quantize,
+        new=ImageConfig(encoder=config.encoder, adapter=config.image_adapter, stretch=config.stretch),
+    )
+    if "image" not in model.modalities or "video" in model.modalities:
+        kinds = ", ".join(model.modalities)
+        raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
     model.add("video", config.video)
     if config.checkpointing:
         model.decoder.enable_gradient_checkpointing()
@@ -280,10 +276,11 @@ def _fit_statistics(model: MultimodalModel, clips: ClipSet, *, seed: int) -> Non
     drawn = random.Random(f"statistics/{seed}").sample(range(len(clips)), min(STATISTICS_FROM, len(clips)))
     chosen = [clips[number] for number in drawn]
     read = (broken.read(lambda c=c: _video(model).prepare(c.clip, between=c.between), id=c.name) for c in chosen)
-    frames = [found for found in read if found is not None]
-    if not frames:
-        raise UserError(f"none of {len(chosen)} clips can be read, the first is {chosen[0].name}; expected clips")
-    _video(model).fit_statistics(frames)
+    try:
+        _video(model).fit_statistics(frames for frames in read if frames is not None)
+    except ValueError:
+        found = f"none of {len(chosen)} clips can be read, the first is {chosen[0].name}" if chosen else "no clips"
+        raise UserError(f"{found}; expected clips to learn from") from None
 
 
 def _stage(

@@ -35,7 +35,8 @@ class Piece:
 
     @property
     def label(self) -> str:
-        return f"{self.name}, words {self.first + 1} to {self.first + len(self.words)}"
+        """Which words of a recording they are."""
+        return f"words {self.first + 1} to {self.first + len(self.words)}"
 
 
 def draw_pieces(names: Sequence[str], times: WordTimes, *, count: int, seed: int) -> list[Piece]:

@@ -1,6 +1,7 @@
 """Features of pictures kept on disk: the same losses as without, and never those of another encoder or file."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from multimodal.batch import Sample
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.model import MultimodalModel
-from tests.tiny_models import TILE, ask, picture, tiny_model
+from tests.tiny_models import CONFIG, TILE, ask, picture, tiny_model
 from vision.caption_data import CaptionImages
 from vision.caption_tables import CaptionRecord
 from vision.image_modality import ImageModality
@@ -64,6 +65,21 @@ def test_losses_and_gradients_are_the_same_from_the_cache_to_the_bit(tmp_path: P
         assert torch.equal(
             loss(model, samples(model, paths)[1:2]), loss(tiny_model(), samples(tiny_model(), paths)[1:2])
         )
+
+
+def test_the_reference_shows_a_group_of_pictures_alike_from_the_cache(tmp_path: Path, paths: list[Path]) -> None:
+    """Its placeholders see the pictures up to their own alone, also where the features are read from the disk."""
+    config = replace(CONFIG, encoder=replace(CONFIG.encoder, numerics="reference"))
+    losses = {}
+    for kept in (False, True):
+        model = tiny_model(config)
+        if kept:
+            image(model).use_cache(FeatureCache(tmp_path / "cache", max_gb=1))
+        sample = model.sample(ask(paths[0], paths[1], paths[2], "Who?"), "A fox.")
+        memory = model.memory(model.collate([sample]))
+        assert memory is not None and memory.by_adapter["image"].memory_column is not None
+        losses[kept] = loss(model, [sample]).detach()
+    torch.testing.assert_close(losses[True], losses[False], atol=1e-5, rtol=1e-6)
 
 
 def test_the_encoder_does_not_run_for_what_is_kept(tmp_path: Path, paths: list[Path]) -> None:

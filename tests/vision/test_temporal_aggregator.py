@@ -107,6 +107,22 @@ def test_weights_and_times_carry_over_to_other_numbers_of_frames_and_other_group
     assert distance[~torch.eye(65, dtype=torch.bool)].min() > 0.01
 
 
+def test_fitted_features_have_no_common_part_left() -> None:
+    """Mean 0 and deviation 1 in every channel, however the features come in chunks; a still channel stays finite."""
+    features = 3 + torch.arange(1, WIDTH + 1) * torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(0))
+    features[:, 2] = 7.0
+    statistics = build().norm_in
+    assert torch.equal(statistics(features), features), "the identity before"
+    statistics.fit(features.split(61))
+    found = statistics(features)
+    torch.testing.assert_close(found.mean(0), torch.zeros(WIDTH), atol=1e-4, rtol=0)
+    moving = torch.arange(WIDTH) != 2
+    torch.testing.assert_close(found.std(0, correction=0)[moving], torch.ones(WIDTH - 1), atol=1e-4, rtol=0)
+    assert found[:, 2].abs().max() < 1e-2
+    with pytest.raises(ValueError, match="no features"):
+        statistics.fit([])
+
+
 def test_equals_the_definition_written_out() -> None:
     aggregator = build()
     features, times = clip(6, 5)

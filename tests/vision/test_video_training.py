@@ -57,6 +57,10 @@ def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
     before = build_video_model(full)
     lines: list[str] = []
     model, result = train_video_qa(full, report=lines.append)
+    statistics = model.modalities["video"].adapter.aggregator.norm_in  # type: ignore[union-attr]
+    assert statistics.mean_C.abs().max() > 0 and not torch.equal(
+        statistics.deviation_C, torch.ones_like(statistics.mean_C)
+    )
     assert len(losses(config.run_dir / "pretrain")) == 3 and result.steps == 2
     controls = ("", "_shuffled", "_blank", "_middle_frame", "_reversed")
     assert {f"{name}{c}" for name in ("accuracy", "choice_accuracy") for c in controls} <= result.metrics.keys()
@@ -69,6 +73,8 @@ def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
     clip = next((config.run_dir.parent / "c").glob("*.mp4"))
     assert again.chat(ask(clip, "Who?"), max_new_tokens=8) == model.eval().chat(ask(clip, "Who?"), max_new_tokens=8)
     assert again.modalities["video"].config.frames == VIDEO.frames  # type: ignore[union-attr]
+    kept = again.modalities["video"].adapter.aggregator.norm_in  # type: ignore[union-attr]
+    assert torch.equal(kept.mean_C, statistics.mean_C) and torch.equal(kept.deviation_C, statistics.deviation_C)
 
 
 def test_a_cache_changes_no_loss_and_resuming_is_exact(config: VideoQAConfig, tmp_path: Path) -> None:
