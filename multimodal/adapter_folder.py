@@ -24,7 +24,7 @@ from multimodal.adapter_files import (
     write_adapter,
 )
 from multimodal.decoder_sizes import decoder_sizes
-from multimodal.errors import UserError
+from multimodal.errors import UserError, reported_as
 from multimodal.hub_encoder import HubEncoder
 from multimodal.pretrained import load_decoder
 from multimodal.quantization import quantization_of
@@ -219,11 +219,9 @@ def _check_decoder(model: "MultimodalModel", folder: Path, config: Mapping[str, 
 
 def _add(model: "MultimodalModel", kind: str, saved: _Saved) -> None:
     """A modality with the settings of a folder, whatever stands there."""
-    try:
+    problem = f"{saved.folder / CONFIG}: settings of {kind} that cannot be built"
+    with reported_as(problem, expected="expected what save_pretrained wrote"):
         model.add(kind, saved.modalities[kind])
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{saved.folder / CONFIG}: settings of {kind} that cannot be built ({reason})") from error
 
 
 def _check_borrowed(model: "MultimodalModel", saved: _Saved) -> None:

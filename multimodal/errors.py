@@ -1,7 +1,9 @@
 """Errors that people see: one line, exit status 2, nothing half-written."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import shorten
 
 
 class UserError(Exception):
@@ -12,6 +14,20 @@ def up_to_ten(faults: Sequence[str]) -> str:
     """Faults for a message, in order: the first ten, and how many more there are."""
     more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
     return "; ".join(faults[:10]) + more
+
+
+@contextmanager
+def reported_as(problem: str, *, expected: str) -> Iterator[None]:
+    """Within, what a library raises on files or settings that somebody gave becomes a `UserError`: the problem, the
+    library's own words in brackets, and `expected`, as in "expected a folder of transformers".
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # no JSON, no such file, sizes that contradict each other: each has a class of its own
+        said = repr(error) if isinstance(error, LookupError) else str(error) or type(error).__name__
+        raise UserError(f"{problem} ({shorten(said, 300, placeholder=' ...')}); {expected}") from error
 
 
 def _say(sentence: str) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from multimodal.errors import UserError
+from multimodal.errors import reported_as
 from multimodal.hashing import weights_sha256
 from multimodal.safe_weights import SAFE, expect_safetensors
 
@@ -60,10 +59,8 @@ def read_model(name: str, *, what: str) -> tuple[PreTrainedModel, bool]:
         UserError: no such model, or one that would run code.
     """
     expect_safetensors(Path(name), what=what, reader="AutoModel")
-    try:
+    with reported_as(f"{what} {name}: cannot be loaded", expected="expected a model of transformers"):
         model, found = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **SAFE)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{what} {name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     return model, not found["missing_keys"]
 
 

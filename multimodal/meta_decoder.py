@@ -6,7 +6,6 @@ Legend: B batch, T tokens, D decoder width, N positions with a loss.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.errors import UserError
+from multimodal.errors import UserError, reported_as
 from multimodal.loss import rows_loss
 from multimodal.memory import AdapterMemory, CrossMemory
 from multimodal.meta_layers import layers_once
 from multimodal.meta_run import META, PieceCost, Pieces
-from multimodal.pretrained import decoder_path
+from multimodal.pretrained import find_decoder
 from multimodal.seam import KEYWORD
 
 
@@ -63,19 +62,16 @@ def read_config(name: str) -> PretrainedConfig:
     Raises:
         UserError: there is none.
     """
-    path = decoder_path(name)
-    if Path(path).is_absolute() and not (Path(path) / "config.json").is_file():
-        raise UserError(f"decoder {name}: no config.json there; expected a model folder of transformers")
-    try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"decoder {name}: no configuration can be read: {str(error).splitlines()[0]}") from None
+    path = find_decoder(name)
+    expected = "expected one of a causal decoder of transformers"
+    with reported_as(f"decoder {name}: no configuration can be read", expected=expected):
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
 def meta_decoder(config: PretrainedConfig, *, dtype: torch.dtype = torch.bfloat16) -> FrozenDecoder:
     """A frozen decoder of that configuration on the meta device."""
     with META:
-        return FrozenDecoder(AutoModelForCausalLM.from_config(config).to(dtype))
+        return FrozenDecoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype))
 
 
 @contextmanager

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.errors import UserError, up_to_ten
+from multimodal.errors import UserError, reported_as, up_to_ten
 from multimodal.quantization import Quantization, quantize_decoder
 from multimodal.safe_weights import SAFE, expect_safetensors
 from multimodal.tokenizer import AnyTokenizer
@@ -32,6 +31,22 @@ def decoder_path(name: str) -> str:
     return str(builtin_folder("decoder")) if name == BUILTIN else name
 
 
+def find_decoder(name: str) -> str:
+    """Where the decoder `name` is: "builtin", a folder of `transformers`, or what may be a name of the hub.
+
+    Raises:
+        UserError: a path at which there is no model folder.
+    """
+    path = decoder_path(name)
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"decoder {name}: no config.json in that folder; expected a model folder of transformers")
+    elif folder.exists() or folder.is_absolute() or path.startswith(".") or path.count("/") > 1:
+        raise UserError(f"decoder {name}: no such folder; expected a model folder of transformers")
+    return path
+
+
 def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, AnyTokenizer]:
     """A causal decoder of `transformers` as it is, and its tokenizer.
 
@@ -39,19 +54,13 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
         UserError: no such decoder, no tokenizer beside it, or one that would run code.
     """
     logging.disable_progress_bar()  # a second of loading needs none; downloads keep theirs
-    path = decoder_path(name)
-    if not Path(path).exists() and (Path(path).is_absolute() or path.startswith(".") or path.count("/") > 1):
-        raise UserError(f"decoder {name}: no such folder; expected a model folder of transformers")
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise UserError(f"decoder {name}: no config.json in that folder; expected a model folder of transformers")
+    path = find_decoder(name)
     expect_safetensors(Path(path), what="decoder", reader="AutoModelForCausalLM")
-    try:
-        with _quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
-            )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"decoder {name}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    expected = "expected a causal decoder of transformers"
+    with reported_as(f"decoder {name}: cannot be loaded", expected=expected), _quiet_transformers():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
+        )
     lm, found = loaded
     _expect_all_weights(name, found)
     return lm, read_tokenizer(path, name=name)
@@ -63,13 +72,8 @@ def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
     Raises:
         UserError: there is none.
     """
-    try:
+    with reported_as(f"decoder {name}: no usable tokenizer", expected="expected its files beside the weights"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0].rstrip(": ")
-        raise UserError(
-            f"decoder {name}: no usable tokenizer ({reason}); expected its files beside the weights"
-        ) from None
 
 
 @contextmanager

@@ -22,7 +22,7 @@ class Config:
     to_graft: Path | None = None
     """Llama 3.2 Vision folder; the output gets `decoder` and `adapter`."""
     from_graft: Path | None = None
-    """Adapter folder; the output is what `transformers` loads."""
+    """Adapter, a folder or one of the hub; the output is what `transformers` loads."""
     numerics: Numerics = "reference"
     """Of --to-graft. reference: what the weights were trained with; strict: nothing sees padding."""
 

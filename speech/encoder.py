@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, PreTrainedModel, SequenceFeatureExtractor
 
-from multimodal.errors import UserError
+from multimodal.errors import UserError, reported_as
 from multimodal.hub_encoder import HubEncoder, origin_of, read_model
 from speech.augment import Augment, Randomness
 from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, trim
@@ -148,11 +148,9 @@ class HubSpeechEncoder(HubEncoder):
             UserError: no such model, or one of another family.
         """
         model, whole = read_model(name, what="speech encoder")
-        try:
+        problem = f"speech encoder {name}: no feature extractor can be loaded"
+        with reported_as(problem, expected="expected its files beside the weights"):
             extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"speech encoder {name}: no feature extractor can be loaded: {reason}") from error
         encoder = cls(model, extractor)
         encoder.origin = origin_of(encoder.model, name) if whole else None
         return encoder

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from multimodal.config import dump
-from multimodal.pretrained import BUILTIN, decoder_path
+from multimodal.pretrained import BUILTIN, decoder_path, read_tokenizer
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
@@ -132,7 +131,7 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     Raises:
         UserError: anything the user can put right.
     """
-    tokenizer = AutoTokenizer.from_pretrained(decoder_path(config.tokenizer), trust_remote_code=False)
+    tokenizer = read_tokenizer(decoder_path(config.tokenizer), name=config.tokenizer)
     torch.manual_seed(config.train.seed)
     encoder = ImageEncoder(config.encoder)
     if config.encoder.weights is not None:

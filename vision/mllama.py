@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, MllamaForConditionalGeneration, MllamaProcessor
 from transformers.initialization import no_init_weights
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from multimodal.adapter_folder import TABLE, WEIGHTS
+from multimodal.adapter_files import open_tensors
+from multimodal.adapter_folder import TABLE
 from multimodal.decoder import FrozenDecoder
 from multimodal.errors import UserError
 from multimodal.files import new_folder
@@ -34,7 +34,15 @@ from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.precision import resolve_device
 from multimodal.weight_folder import SHARD_BYTES, Shape, expect_same_tensors, open_weights, write_weights
 from vision.image_modality import ImageConfig
-from vision.mllama_config import NEW_TOKENS, image_config, llama_config, mllama_config, read_config, sizes_of
+from vision.mllama_config import (
+    NEW_TOKENS,
+    as_written,
+    image_config,
+    llama_config,
+    mllama_config,
+    read_config,
+    sizes_of,
+)
 from vision.mllama_names import canonical, read_into, released, rows_of, written_from
 from vision.tile_layout import Numerics
 from vision.tiling import Tiling
@@ -55,13 +63,15 @@ def read_mllama(folder: Path, *, numerics: Numerics = "reference", device: str =
             another way.
     """
     config: Any = read_config(folder)
+    with as_written(folder / "config.json"):
+        shapes = _expected_shapes(config)
     weights = open_weights(folder)
     names = {canonical(name): name for name in weights.shapes}
     if len(names) < len(weights.shapes):
         raise UserError(f"{folder}: tensors with the prefixes of both before and after transformers 4.52; expected one")
     expect_same_tensors(
         {name: list(weights.shapes[own]) for name, own in names.items()},
-        {name: list(shape) for name, shape in _expected_shapes(config).items()},
+        {name: list(shape) for name, shape in shapes.items()},
         problem=f"{folder}: the weights do not fit its config.json",
     )
     tokenizer = _read_tokenizer(folder, config.text_config.vocab_size)
@@ -73,8 +83,9 @@ def read_mllama(folder: Path, *, numerics: Numerics = "reference", device: str =
                 parameter.zero_()
         model = MultimodalModel(FrozenDecoder(lm, extra_tokens=NEW_TOKENS), tokenizer, decoder_name=str(folder))
         model.add("image", image_config(config, numerics))
-    if (folder / "generation_config.json").is_file():
-        lm.generation_config = GenerationConfig.from_pretrained(folder)
+    if (file := folder / "generation_config.json").is_file():
+        with as_written(file):
+            lm.generation_config = GenerationConfig.from_pretrained(folder)
     _expect_same_pictures(folder, _image(model).tiling)
     ours, sizes = _tensors(model), sizes_of(config, numerics)
     rows = rows_of(sizes)
@@ -136,13 +147,15 @@ def split_mllama(source: Path, target: Path, *, numerics: Numerics = "reference"
 
 
 def join_mllama(adapter: Path, target: Path) -> None:
-    """The inverse: write an adapter folder and the decoder that it names as a Llama 3.2 Vision folder.
+    """The inverse: write an adapter, a folder or one of the hub, and the decoder that it names as a Llama 3.2 Vision
+    folder.
 
     Raises:
         UserError: as `MultimodalModel.from_pretrained` and `write_mllama`.
     """
     model = MultimodalModel.from_pretrained(adapter, device="cpu")
-    with torch.no_grad(), safe_open(adapter / WEIGHTS, framework="pt") as tensors:
+    assert model.loaded_from is not None
+    with torch.no_grad(), open_tensors(model.loaded_from) as tensors:
         # An adapter brings its own rows alone; the released model's spare ones, which no token reads, are there too.
         model.decoder.extra_embedding.weight.copy_(tensors.get_tensor(TABLE))
     write_mllama(model, target)
@@ -171,7 +184,11 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> AnyTokenizer:
     tokenizer = read_tokenizer(str(folder), name=str(folder))
     file = folder / "chat_template.json"
     if not tokenizer.chat_template and file.is_file():  # before transformers 5 the processor's alone
-        tokenizer.chat_template = json.loads(file.read_text())["chat_template"]
+        with as_written(file):
+            template = json.loads(file.read_text())["chat_template"]
+            if not isinstance(template, str):
+                raise TypeError(f"chat_template {template!r}")
+            tokenizer.chat_template = template
     found = tokenizer.get_vocab().get(IMAGE_TOKEN)
     if found != vocab_size:
         raise UserError(f"{folder}: the tokenizer has {IMAGE_TOKEN} at {found}; expected {vocab_size}, as config.json")
@@ -201,12 +218,11 @@ def _processor(tiling: Tiling) -> MllamaImageProcessorPil:
 
 def _expect_same_pictures(folder: Path, tiling: Tiling) -> None:
     """Refuse a folder whose image processor prepares pictures in another way; without one there is nothing to say."""
-    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+    files = [name for name in ("preprocessor_config.json", "processor_config.json") if (folder / name).is_file()]
+    if not files:
         return
-    try:
+    with as_written(folder / " or ".join(files)):
         found, own = MllamaImageProcessorPil.from_pretrained(folder), _processor(tiling)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}: no usable image processor ({str(error).splitlines()[0]})") from None
     for name in ("size", "max_image_tiles", "image_mean", "image_std", "resample", "do_normalize", "do_rescale"):
         if (theirs := getattr(found, name)) != (ours := getattr(own, name)):
             raise UserError(f"{folder}: its image processor has {name} {theirs}; expected {ours}")

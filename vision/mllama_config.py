@@ -4,14 +4,15 @@ What Graft cannot do as a configuration says is refused, not ignored.
 """
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig, MllamaConfig
 
-from multimodal.errors import UserError
+from multimodal.errors import UserError, reported_as
+from multimodal.quantization import quantization_of
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig
 from vision.mllama_names import Sizes
@@ -46,18 +47,21 @@ def read_config(folder: Path) -> MllamaConfig:
         UserError: there is none, or it is of another model, or contradicts itself, or asks for what Graft cannot do.
     """
     file = folder / "config.json"
-    try:
+    if not file.is_file():
+        raise UserError(f"{folder}: no config.json; expected a Llama 3.2 Vision folder of transformers")
+    with as_written(file):
         values = json.loads(file.read_text())
         kind = values.get("model_type") if isinstance(values, dict) else None
         if kind != "mllama":
             raise UserError(f"{file}: model_type {kind!r}; expected 'mllama'")
         config = MllamaConfig.from_dict(values)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no config.json; expected a Llama 3.2 Vision folder of transformers") from None
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}; expected what transformers wrote") from None
-    _check(config, file)
+        _check(config, file)
     return config
+
+
+def as_written(file: Path) -> AbstractContextManager[None]:
+    """Within, what a damaged file of a folder leads to becomes a `UserError`."""
+    return reported_as(f"{file}: cannot be used", expected="expected what transformers wrote")
 
 
 def _check(config: Any, file: Path) -> None:
@@ -154,7 +158,7 @@ def mllama_config(lm: Any, image: ImageConfig, *, dtype: torch.dtype) -> MllamaC
         UserError: Llama 3.2 Vision has no such decoder, encoder or adapter.
     """
     text, options, adapter = lm.config, image.encoder, image.adapter
-    _check_representable(text, image)
+    _check_representable(lm, image)
     placed = adapter.layers_of(text.num_hidden_layers)
     vision = {
         "hidden_size": options.width,
@@ -184,12 +188,14 @@ def mllama_config(lm: Any, image: ImageConfig, *, dtype: torch.dtype) -> MllamaC
     )
 
 
-def _check_representable(text: Any, image: ImageConfig) -> None:
-    options, adapter = image.encoder, image.adapter
+def _check_representable(lm: Any, image: ImageConfig) -> None:
+    text, options, adapter = lm.config, image.encoder, image.adapter
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None)
     own_kv_heads = adapter.kv_heads or adapter.heads or kv_heads
+    quantization = quantization_of(lm)
     wrong = {
+        f"a decoder in {quantization}": quantization != "none",
         f"a decoder of the family {text.model_type}": text.model_type != "llama",
         "biases in the decoder": getattr(text, "attention_bias", False) or getattr(text, "mlp_bias", False),
         f"a decoder with heads of {head_dim}": head_dim * text.num_attention_heads != text.hidden_size,

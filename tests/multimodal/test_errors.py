@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.errors import UserError, run_cli
+from multimodal.errors import UserError, reported_as, run_cli
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -38,6 +38,30 @@ def test_a_user_error_is_one_line_and_status_2(message: str, capsys: pytest.Capt
     status, err = ended(raising(UserError(message)), capsys)
     assert status == 2
     assert err == f"error: {' '.join(message.split())}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("two\n  lines"), "two lines"),
+        (KeyError("nope"), "KeyError('nope')"),
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (OSError("long " * 200), "long long"),
+    ],
+)
+def test_what_a_library_raises_is_one_line_in_brackets(error: Exception, said: str) -> None:
+    with pytest.raises(UserError) as caught, reported_as("a.json: cannot be read", expected="expected JSON"):
+        raise error
+    message = str(caught.value)
+    assert message.startswith(f"a.json: cannot be read ({said}") and message.endswith("); expected JSON")
+    assert "\n" not in message and len(message) < 400 and caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [UserError("said already"), KeyboardInterrupt()])
+def test_what_is_said_already_stays_as_it_is(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, reported_as("problem", expected="expected more"):
+        raise error
+    assert caught.value is error
 
 
 def test_a_full_disk_is_one_line_with_its_path(capsys: pytest.CaptureFixture[str]) -> None:

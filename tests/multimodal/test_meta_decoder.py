@@ -1,6 +1,8 @@
 """A decoder on the meta device costs what it would without the short cut for like layers."""
 
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from multimodal import meta_decoder
 from multimodal.errors import UserError
 from multimodal.meta_decoder import DecoderShape, decoder_pieces, embeddings, read_config, run_decoder
 from multimodal.meta_run import RunCost
+from tests.multimodal.test_pretrained import bring_code
 
 SHAPE = DecoderShape(layers=6, width=64, heads=4, kv_heads=2, ffn=128, vocabulary=300)
 
@@ -52,5 +55,28 @@ def test_impossible_shapes_are_refused(wrong: dict[str, int]) -> None:
 
 def test_sizes_of_the_built_in_decoder_are_read_without_its_weights() -> None:
     assert read_config("builtin").num_hidden_layers == 6
-    with pytest.raises(UserError, match=r"no config\.json"):
-        read_config("/nowhere/at/all")
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_code_beside_a_configuration_is_not_run_and_nobody_is_asked(
+    decoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt: (asked.append(prompt), answer)[1])
+    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
+    bring_code(folder)
+    with pytest.raises(UserError, match="no configuration can be read"):
+        read_config(str(folder))
+    assert not asked and not (folder / "was run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "no config.json in that folder"), ("{", "no configuration can be read"), ("[]", "no configuration can")],
+)
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"decoder {tmp_path}: {said}") as error:
+        read_config(str(tmp_path))
+    assert "\n" not in str(error.value)

@@ -4,13 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
-from multimodal.pretrained import decoder_path, load_decoder
+from multimodal.pretrained import decoder_path, find_decoder, load_decoder
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.multimodal.tiny_tokenizers import builtin_tokenizer
 from tests.tiny_models import decoder_for
@@ -39,7 +40,16 @@ def test_builtin_is_beside_the_code() -> None:
     import multimodal
 
     assert Path(decoder_path("builtin")).is_relative_to(Path(multimodal.__path__[0]))
-    assert decoder_path("some/folder") == "some/folder"
+    assert decoder_path("some/folder") == find_decoder("some/folder") == "some/folder", "a name of the hub"
+
+
+@pytest.mark.parametrize("place", ["file", "gone", "{}/gone", "./gone", "a/b/c"])
+def test_a_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    name = str(tmp_path / place) if place in ("file", "gone") else place.format(tmp_path)
+    with pytest.raises(UserError, match=f"^decoder {name}: no such folder; expected a model folder of transformers$"):
+        find_decoder(name)
 
 
 def truncate(file: Path) -> None:
@@ -63,9 +73,13 @@ def drop_a_tensor(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def other_width(folder: Path) -> None:
+def spoil_config(folder: Path, **settings: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+def other_width(folder: Path) -> None:
+    spoil_config(folder, intermediate_size=96)
 
 
 def bring_code(folder: Path) -> None:
@@ -79,13 +93,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tokenizer": (no_tokenizer, r"no usable tokenizer .*; expected its files beside the weights"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "no usable tokenizer"),
     "no config": (lambda f: (f / "config.json").unlink(), r"no config\.json in that folder; expected"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), "cannot be loaded: .*config"),
-    "unknown family": (lambda f: (f / "config.json").write_text('{"model_type": "nope"}'), "cannot be loaded: .*nope"),
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded: .*model.safetensors"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "cannot be loaded .*config"),
+    "unknown family": (lambda f: (f / "config.json").write_text('{"model_type": "nope"}'), "cannot be loaded .*nope"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded .*model.safetensors"),
     "truncated weights": (lambda f: truncate(f / "model.safetensors"), "cannot be loaded"),
     "a pickle": (pickle_weights, r"a pickle \(pytorch_model\.bin\).*; expected safetensors \(.*AutoModelForCausalLM"),
-    "code": (bring_code, "cannot be loaded: .*"),
+    "code": (bring_code, "cannot be loaded .*"),
     "a tensor less": (drop_a_tensor, r"weights do not fit its config\.json: missing model\.layers\.1\.mlp\.up_proj"),
+    "nonsense": (lambda f: spoil_config(f, hidden_size="wide"), "cannot be loaded .*hidden_size"),
+    "no heads": (lambda f: spoil_config(f, num_attention_heads=0), "cannot be loaded "),
+    "no such rotation": (lambda f: spoil_config(f, rope_parameters={"rope_type": "nope"}), "cannot be loaded .*nope"),
+    "config of a list": (lambda f: (f / "config.json").write_text("[]"), "cannot be loaded "),
     "other sizes": (other_width, r"do not fit its config.*: (model[^;]* \[.*\] for \[.*\]; ){9}[^;]* and \d+ more$"),
     "gone": (shutil.rmtree, "no such folder; expected a model folder"),
 }

@@ -91,6 +91,11 @@ def test_texts_say_what_the_pictures_show() -> None:
         assert set(named_objects(pairs.sample(index, random.Random(index)).caption)) == scene.pairs
 
 
+def test_a_decoder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"decoder {tmp_path}: no usable tokenizer"):
+        pretrain_image_encoder(config(tmp_path / "run", tmp_path, SCENES))
+
+
 def test_an_encoder_of_other_sizes_is_refused(tmp_path: Path, decoder_folder: Path) -> None:
     pretrain_image_encoder(config(tmp_path / "run", decoder_folder, SCENES, steps=1))
     other = ImageEncoder(replace(EncoderOptions(**ENCODER), width=32))

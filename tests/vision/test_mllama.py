@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
 from multimodal.errors import UserError
 from multimodal.messages import encode_prompt
 from multimodal.model import MultimodalModel
+from multimodal.quantization import quantize_decoder
 from multimodal.weight_folder import INDEX, WEIGHTS
 from tests.tiny_models import ask, picture, tiny_model
 from tests.vision.tiny_mllama import TAPS, TILE, edit_config, edit_tensors, processor, released, save_released
@@ -117,6 +119,27 @@ def test_a_decoder_and_an_adapter_come_out(folder: Path, tmp_path: Path, numeric
     if numerics == "reference":
         before, after = load_file(folder / WEIGHTS), load_file(tmp_path / "joined" / WEIGHTS)
         assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("place", ["after a kill", "on the hub"])
+def test_an_adapter_is_joined_wherever_it_can_be_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    split_mllama(folder, tmp_path / "graft")
+    adapter = tmp_path / "graft" / "adapter"
+    if place == "after a kill":  # in the middle of the exchange of an older folder and a new one
+        adapter.rename(adapter.with_name("adapter.old"))
+    else:
+        commit, cached = "0" * 40, tmp_path / "cache" / "models--me--vision"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text(commit)
+        (cached / "snapshots").mkdir()
+        adapter.rename(cached / "snapshots" / commit)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        adapter = Path("me/vision")
+    join_mllama(adapter, tmp_path / "joined")
+    assert same_parameters(read(tmp_path / "joined"), read(folder))
 
 
 def test_an_adapter_trained_here_can_be_written(tmp_path: Path, adapter_folder: Path) -> None:
@@ -223,6 +246,24 @@ def test_of_many_wrong_tensors_ten_are_named(spoilt: Path) -> None:
         ("vision_config", {"norm_eps": 1e-6}, "norm_eps"),
         ("vision_config", {"hidden_size": "wide"}, "config.json"),
         ("vision_config", {"image_size": [28, 28]}, "image_size [28, 28]; expected one number"),
+        ("vision_config", {"attention_heads": 0}, "config.json"),
+        ("vision_config", {"patch_size": 0}, "config.json"),
+        ("vision_config", {"max_num_tiles": 0}, "config.json"),
+        ("vision_config", {"num_hidden_layers": -1}, "config.json"),
+        ("vision_config", {"intermediate_layers_indices": ["a"]}, "config.json"),
+        ("text_config", {"num_attention_heads": 0}, "config.json"),
+        ("text_config", {"num_key_value_heads": 0}, "config.json"),
+        ("text_config", {"num_attention_heads": 3}, "config.json"),
+        ("text_config", {"intermediate_size": -1}, "config.json"),
+        ("text_config", {"cross_attention_layers": 1}, "config.json"),
+        ("text_config", {"rope_parameters": {"rope_type": "nope", "rope_theta": 1e4}}, "nope"),
+        ("text_config", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "config.json"),
+        ("text_config", {"rope_parameters": 3}, "config.json"),
+        ("text_config", {"rms_norm_eps": "small"}, "config.json"),
+        ("text_config", {"dtype": "nope"}, "config.json"),
+        ("text_config", {"pad_token_id": 10**6}, "config.json"),
+        ("", {"dtype": "nope"}, "config.json"),
+        ("", {"vision_config": None}, "config.json"),
         ("", {"model_type": "llama"}, "model_type 'llama'; expected 'mllama'"),
         ("", {"text_config": 3}, "config.json"),
     ],
@@ -246,6 +287,28 @@ def test_other_pictures_another_placeholder_no_tokenizer_no_config(spoilt: Path)
     refused(spoilt, "config.json")
     (spoilt / "config.json").unlink()
     refused(spoilt, "no config.json")
+
+
+@pytest.mark.parametrize("file", ["chat_template.json", "generation_config.json", "processor_config.json"])
+@pytest.mark.parametrize("text", ["{", "[]", "3", "", "\xff"])
+def test_damaged_files_beside_the_weights(spoilt: Path, file: str, text: str) -> None:
+    (spoilt / "chat_template.jinja").unlink()  # as before transformers 5
+    (spoilt / file).write_bytes(text.encode("latin-1"))
+    refused(spoilt, file)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("chat_template.json", {}),
+        ("chat_template.json", {"chat_template": 3}),
+        ("processor_config.json", {"image_processor": 3}),
+    ],
+)
+def test_values_of_no_use_in_files_beside_the_weights(spoilt: Path, file: str, values: Any) -> None:
+    (spoilt / "chat_template.jinja").unlink()
+    (spoilt / file).write_text(json.dumps(values))
+    refused(spoilt, file)
 
 
 def test_truncated_missing_and_pickled_weights(spoilt: Path) -> None:
@@ -301,6 +364,15 @@ def test_what_cannot_be_written_is_refused_and_nothing_remains(folder: Path, tmp
     with pytest.raises(UserError, match="cannot hold"):
         write_mllama(tiny_model(), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_quantised_decoder_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    ours = read(folder)
+    quantize_decoder(ours.decoder.lm, "int8")
+    with pytest.raises(UserError, match="cannot hold a decoder in int8"):
+        write_mllama(ours, tmp_path / "written")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
