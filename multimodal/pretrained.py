@@ -57,7 +57,7 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     path = find_decoder(name)
     expect_safetensors(Path(path), what="decoder", reader="AutoModelForCausalLM")
     expected = "expected a causal decoder of transformers"
-    with reported_as(f"decoder {name}: cannot be loaded", expected=expected), _quiet_transformers():
+    with reported_as(f"decoder {name}: cannot be loaded", expected=expected), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
@@ -77,7 +77,7 @@ def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without its table of weights that do not fit: an error of one line names them."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -88,8 +88,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _expect_all_weights(name: str, found: Mapping[str, Any]) -> None:
-    """Raises UserError where transformers would make up weights: missing ones, and ones of another shape."""
+    """Raises UserError where transformers would make up weights (missing ones, and ones of another shape) or leave some
+    out (those of layers that the configuration does not count).
+    """
     wrong = [f"missing {key}" for key in found["missing_keys"]]
+    wrong += [f"unknown {key}" for key in found["unexpected_keys"]]
     wrong += [f"{key} {list(there)} for {list(own)}" for key, there, own in found["mismatched_keys"]]
     if wrong:
         raise UserError(f"decoder {name}: weights do not fit its config.json: {up_to_ten(sorted(wrong))}")

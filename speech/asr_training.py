@@ -54,6 +54,8 @@ class AsrConfig:
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     encoder_name: str = ""
     """Hub name or folder of a speech encoder of transformers (Whisper, wav2vec2-BERT, Parakeet); empty: a conformer."""
+    encoder_taps: tuple[int, ...] = ()
+    """Its layers whose outputs join the last hidden states, counted from 1; none for a conformer."""
     encoder_weights: Path | None = None
     """Encoder folder of `pretrain_speech_encoder`, whose sizes are taken."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
@@ -80,6 +82,8 @@ class AsrConfig:
             raise UserError(
                 f"--encoder-weights {self.encoder_weights}: {self.encoder_name} brings its own; expected one of the two"
             )
+        if self.encoder_taps and not self.encoder_name:
+            raise UserError(f"--encoder-taps {self.encoder_taps}: a conformer has none; expected --encoder-name")
         if self.ctc.steps and not self.ctc_settings().learning_rates["encoder"]:
             raise UserError(
                 f"--ctc.steps {self.ctc.steps}: the encoder's rate is 0, so that nothing would be learnt; expected "
@@ -120,7 +124,12 @@ def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> Multimoda
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     weights = config.encoder_weights
     sizes = config.encoder if weights is None else read_encoder_config(weights)
-    model.add("audio", SpeechConfig(encoder=sizes, encoder_name=config.encoder_name, adapter=config.adapter))
+    model.add(
+        "audio",
+        SpeechConfig(
+            encoder=sizes, encoder_name=config.encoder_name, encoder_taps=config.encoder_taps, adapter=config.adapter
+        ),
+    )
     speech = speech_of(model)
     speech.augment = config.data.augment
     log_mel, encoder = speech.log_mel, speech.encoder

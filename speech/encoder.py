@@ -3,7 +3,7 @@
 They bring their own features: `HubSpeechEncoder.features` turns a waveform into what `forward` takes. As with the
 conformer, padding is seen by nobody. What differs between the families is data: the table `FAMILIES`.
 
-Legend: B utterances, M input frames, F channels of an input frame, T output frames, D width.
+Legend: B utterances, M input frames, F channels of an input frame, T output frames, D width, C = D * (1 + taps).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoFeatureExtractor, PreTrainedModel, SequenceFeatureExtractor
 
 from multimodal.errors import UserError, reported_as
-from multimodal.hub_encoder import HubEncoder, origin_of, read_model
+from multimodal.hub_encoder import HubEncoder, read_model
 from speech.augment import Augment, Randomness
 from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, trim
-from speech.hub_features import HubFeatures
+from speech.hub_features import ExtractorFamily, HubFeatures
 
 
 class SpeechFeatures(Protocol):
@@ -63,7 +63,7 @@ class SpeechEncoder(Protocol):
 
     @property
     def feature_dim(self) -> int:
-        """D: width of the features."""
+        """Width of the features."""
         ...
 
     @property
@@ -80,7 +80,7 @@ class SpeechEncoder(Protocol):
         ...
 
     def __call__(self, features_BMF: Tensor, lengths_B: Tensor) -> Tensor:
-        """Features [B, T, D], T being `output_length` of the longest utterance."""
+        """Features [B, T, feature_dim], T being `output_length` of the longest utterance."""
         ...
 
 
@@ -88,11 +88,12 @@ class SpeechEncoder(Protocol):
 class Family:
     """What a family of models does in its own way.
 
-    stride: input frames of an output frame, from the model's config. window: input frames that the model always hears,
-    silence behind the utterance; None: padding is masked. sinusoids: module with a table of positions that is never
-    trained.
+    extractor: of its features. stride: input frames of an output frame, from the model's config. window: input frames
+    that the model always hears, silence behind the utterance; None: padding is masked. sinusoids: module with a table
+    of positions that is never trained.
     """
 
+    extractor: ExtractorFamily
     stride: Callable[[Any], int]
     window: Callable[[Any], int] | None = None
     sinusoids: str | None = None
@@ -100,10 +101,21 @@ class Family:
 
 FAMILIES = {
     "whisper": Family(
-        stride=lambda _: 2, window=lambda config: 2 * config.max_source_positions, sinusoids="embed_positions"
+        # Every frame that hears a sample: they are centred, and reach half a window beyond the last one.
+        ExtractorFamily(lambda e, samples: ceil_divide(samples + e.n_fft // 2, e.hop_length)),
+        stride=lambda _: 2,
+        window=lambda config: 2 * config.max_source_positions,
+        sinusoids="embed_positions",
     ),
-    "wav2vec2-bert": Family(stride=lambda _: 1),
-    "parakeet_encoder": Family(stride=lambda config: config.subsampling_factor),
+    "wav2vec2-bert": Family(
+        # Kaldi's frames of 25 ms that are full of samples; an incomplete stack is left out.
+        ExtractorFamily(lambda e, samples: (1 + (samples - 400) // 160) // e.stride, stack=lambda e: e.stride),
+        stride=lambda _: 1,
+    ),
+    "parakeet_encoder": Family(
+        ExtractorFamily(lambda e, samples: samples // e.hop_length),
+        stride=lambda config: config.subsampling_factor,
+    ),
 }
 
 
@@ -113,23 +125,35 @@ class HubSpeechEncoder(HubEncoder):
     Args:
         model: Whisper, wav2vec2-BERT or Parakeet; of a model with a head or a decoder the encoder alone is kept.
         extractor: the model's own feature extractor.
+        taps: layers whose normed outputs join the last hidden states, rising numbers from 1.
 
     Raises:
-        UserError: a model of another family, or an extractor that does not make spectral features.
+        UserError: a model of another family, an extractor that does not make spectral features, or no such layers.
     """
 
-    def __init__(self, model: PreTrainedModel, extractor: SequenceFeatureExtractor) -> None:
-        super().__init__()
+    def __init__(
+        self, model: PreTrainedModel, extractor: SequenceFeatureExtractor, *, taps: Sequence[int] = ()
+    ) -> None:
         encoder = model.get_encoder()
         kept: Any = encoder if isinstance(encoder, PreTrainedModel) else model
         config = kept.config
         if config.model_type not in FAMILIES:
             raise UserError(f"speech encoder: found {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
+        if "input_features" not in getattr(extractor, "model_input_names", ()):
+            raise UserError(f"speech encoder: {type(extractor).__name__} is not the extractor of {config.model_type}")
+        depth = config.num_hidden_layers
+        if list(taps) != sorted({*taps} & {*range(1, depth + 1)}):
+            raise UserError(f"speech encoder: taps {tuple(taps)}, expected rising layer numbers from 1 to {depth}")
+        super().__init__(kept, taps=taps)
         family = FAMILIES[config.model_type]
         self.stride = family.stride(config)
         self.window = None if family.window is None else family.window(config)
-        self.features = HubFeatures(extractor, family=config.model_type, window=self.window)
+        self.features = HubFeatures(extractor, family=family.extractor, window=self.window)
         config.apply_spec_augment = False  # wav2vec2-BERT's own, on by default in training
+        if taps:  # a layer that training leaves out at random would have no output
+            for holder in (config, *kept.modules()):
+                if hasattr(holder, "layerdrop"):
+                    holder.layerdrop = 0.0
         for unused in ("adapter", "masked_spec_embed"):  # wav2vec2-BERT's: the speech adapter, and `masked`, do that
             if getattr(kept, unused, None) is not None:
                 setattr(kept, unused, None)
@@ -138,27 +162,21 @@ class HubSpeechEncoder(HubEncoder):
             values_TD = table.weight.detach()
             del table.weight
             table.register_buffer("weight", values_TD)
-        self.model: PreTrainedModel = kept
 
     @classmethod
-    def from_pretrained(cls, name: str) -> "HubSpeechEncoder":
+    def from_pretrained(cls, name: str, *, taps: Sequence[int] = ()) -> "HubSpeechEncoder":
         """Load a model and its feature extractor from a folder or the hub, in fp32.
 
         Raises:
-            UserError: no such model, or one of another family.
+            UserError: no such model, one of another family, no such layers, or weights that do not fit its config.
         """
-        model, whole = read_model(name, what="speech encoder")
+        loaded = read_model(name, what="speech encoder")
         problem = f"speech encoder {name}: no feature extractor can be loaded"
         with reported_as(problem, expected="expected its files beside the weights"):
             extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
-        encoder = cls(model, extractor)
-        encoder.origin = origin_of(encoder.model, name) if whole else None
+        encoder = cls(loaded.model, extractor, taps=taps)
+        encoder.accept(loaded)
         return encoder
-
-    @property
-    def feature_dim(self) -> int:
-        """D: width of the features."""
-        return self.model.config.hidden_size
 
     @property
     def sample_rate(self) -> int:
@@ -179,8 +197,14 @@ class HubSpeechEncoder(HubEncoder):
                 module.eval()
         return self
 
+    def probe(self) -> Tensor:
+        """Features [1, T, C] of half a second of silence."""
+        frames_MF = self.features(torch.zeros(self.sample_rate // 2))
+        return self(frames_MF[None], torch.tensor([len(frames_MF)]))
+
     def forward(self, features_BMF: Tensor, lengths_B: Tensor) -> Tensor:
-        """Features [B, T, D], the model's last hidden states; T is `output_length` of the longest utterance.
+        """Features [B, T, C], the model's last hidden states first, then the taps; T is `output_length` of the longest
+        utterance.
 
         Args:
             features_BMF: what `features` made of each utterance, padded with anything.
@@ -189,12 +213,20 @@ class HubSpeechEncoder(HubEncoder):
         Raises:
             ValueError: a length below 1, beyond the features, or beyond what the model hears at once.
         """
+        return self.join(*self.forward_intermediates(features_BMF, lengths_B, self.tap_layers))
+
+    def forward_intermediates(
+        self, features_BMF: Tensor, lengths_B: Tensor, layers: Sequence[int] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Last hidden states [B, T, D], and the raw outputs of `layers`, counted from 1."""
         x_BMF = trim(features_BMF, lengths_B)
         valid_BM = frame_mask(lengths_B, x_BMF.shape[1])
         if self.window is None:
-            return self.model(x_BMF, attention_mask=valid_BM).last_hidden_state
+            return self.run(layers, x_BMF, attention_mask=valid_BM)
         x_BMF = _with_silence(x_BMF, valid_BM, self.window)
-        return self.model(x_BMF.transpose(1, 2)).last_hidden_state[:, : self.output_length(valid_BM.shape[1])]
+        final_BTD, taps = self.run(layers, x_BMF.transpose(1, 2))
+        frames = self.output_length(valid_BM.shape[1])
+        return final_BTD[:, :frames], [tap_BTD[:, :frames] for tap_BTD in taps]
 
 
 def _with_silence(x_BMF: Tensor, valid_BM: Tensor, window: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Input frames of the speech encoders of `transformers`, made by each model's own feature extractor on the CPU.
 
 All three families hear log-mel features: Whisper every 10 ms, held in a range of its own; Parakeet every 10 ms and
-wav2vec2-BERT two by two (20 ms), normalised over the utterance. What differs is data: the table `EXTRACTORS`.
+wav2vec2-BERT two by two (20 ms), normalised over the utterance. What differs is data (`speech.encoder.FAMILIES`).
 
 Legend: B utterances, S samples, M input frames, F channels of an input frame, T frames of 10 ms, C mel channels.
 """
@@ -18,7 +18,7 @@ from transformers import SequenceFeatureExtractor
 
 from multimodal.errors import UserError
 from speech.augment import Augment, Randomness, mask_features
-from speech.frames import SpeechBatch, ceil_divide, frame_mask, pad_batch
+from speech.frames import SpeechBatch, frame_mask, pad_batch
 
 SHORTEST_SECONDS = 0.1
 
@@ -35,15 +35,6 @@ class ExtractorFamily:
     stack: Callable[[Any], int] = lambda _: 1
 
 
-EXTRACTORS = {
-    # Every frame that hears a sample: they are centred, and reach half a window beyond the last one.
-    "whisper": ExtractorFamily(lambda e, samples: ceil_divide(samples + e.n_fft // 2, e.hop_length)),
-    # Kaldi's frames of 25 ms that are full of samples; an incomplete stack is left out.
-    "wav2vec2-bert": ExtractorFamily(lambda e, samples: (1 + (samples - 400) // 160) // e.stride, lambda e: e.stride),
-    "parakeet_encoder": ExtractorFamily(lambda e, samples: samples // e.hop_length),
-}
-
-
 def expect_heard(seconds: float, longest_seconds: float) -> None:
     """Raises UserError if a recording is longer than what the encoder hears at once."""
     if seconds > longest_seconds:
@@ -57,19 +48,14 @@ class HubFeatures:
     """The face of `LogMel` for a model's own extractor (`SpeechFeatures` of `speech.encoder`).
 
     Args:
-        extractor: the model's feature extractor.
-        family: a key of `EXTRACTORS`.
+        extractor: the model's feature extractor, which makes spectral features.
+        family: what it does in its own way.
         window: input frames that the model hears at once; None: any number.
-
-    Raises:
-        UserError: the extractor makes no spectral features.
     """
 
-    def __init__(self, extractor: SequenceFeatureExtractor, *, family: str, window: int | None) -> None:
+    def __init__(self, extractor: SequenceFeatureExtractor, *, family: ExtractorFamily, window: int | None) -> None:
         self.extractor: Any = extractor
-        if "input_features" not in self.extractor.model_input_names:
-            raise UserError(f"speech encoder: {type(extractor).__name__} is not the extractor of {family}")
-        self.family, self.window = EXTRACTORS[family], window
+        self.family, self.window = family, window
         self.stack = self.family.stack(extractor)
 
     @property

@@ -39,6 +39,8 @@ class SpeechConfig:
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     encoder_name: str = ""
     """Hub name or folder of a speech encoder of transformers; empty: a conformer."""
+    encoder_taps: tuple[int, ...] = ()
+    """Its layers whose outputs join the last hidden states, counted from 1."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
 
     @classmethod
@@ -52,6 +54,7 @@ class SpeechConfig:
             return cls(
                 encoder=ConformerConfig(**values["encoder"]),
                 encoder_name=values.get("encoder_name", ""),
+                encoder_taps=tuple(values.get("encoder_taps", ())),
                 adapter=SpeechAdapterConfig(**values["adapter"]),
             )
         except (KeyError, TypeError) as error:
@@ -83,7 +86,7 @@ class SpeechModality(nn.Module):
         self.log_mel: LogMel | HubFeatures
         self.encoder: Conformer | HubSpeechEncoder
         if config.encoder_name:
-            self.encoder = HubSpeechEncoder.from_pretrained(config.encoder_name)
+            self.encoder = HubSpeechEncoder.from_pretrained(config.encoder_name, taps=config.encoder_taps)
             self.log_mel = self.encoder.features
         else:
             self.log_mel = LogMel(LogMelConfig(channels=config.encoder.mels))

@@ -244,6 +244,11 @@ class ImageEncoder(nn.Module):
         return self.config.tile_size
 
     @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """Layers whose outputs join the final features, counted from 1."""
+        return self.config.tap_layers
+
+    @property
     def tokens_per_tile(self) -> int:
         """Class token and patches."""
         return self.config.patch_side**2 + 1

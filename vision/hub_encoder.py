@@ -1,26 +1,24 @@
 """Any plain vision transformer of `transformers` as image encoder: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3 and kin.
 
 Same interface as `vision.encoder.ImageEncoder`: `forward(TileBatch) -> ImageFeatures`, `tile_size`, `tokens_per_tile`,
-`feature_dim`. Each tile is encoded alone at one fixed size, so nothing is padded and a picture's features never depend
-on its neighbours. Taps are taken by hooks, which keep the tapped layers' outputs only. What truly differs between
-families is data: the table `FAMILIES`.
+`feature_dim`, `forward_intermediates`. Each tile is encoded alone at one fixed size, so nothing is padded and a
+picture's features never depend on its neighbours. What truly differs between families is data: the table `FAMILIES`.
 
 Legend: T tiles, L tokens of a tile (as the model orders them), D width of the model, C = D * (1 + taps).
 """
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from multimodal.errors import UserError
-from multimodal.hub_encoder import HubEncoder, origin_of, read_model
+from multimodal.hub_encoder import HubEncoder, layer_stack, read_model
 from vision.encoder import ImageFeatures, expect_tile_size, resolve_taps
 from vision.tiling import CLIP_MEAN, CLIP_STD, RGB, TileBatch
 
@@ -103,15 +101,16 @@ class HubImageEncoder(HubEncoder):
         pixel_mean: RGB = CLIP_MEAN,
         pixel_std: RGB = CLIP_STD,
     ) -> None:
-        super().__init__()
-        self.model = model.get_encoder(modality="image")  # pyright: ignore[reportAttributeAccessIssue]
-        config = self.model.config
+        tower: Any = model.get_encoder(modality="image")  # type: ignore[attr-defined]
+        config = tower.config
         kind = config.model_type
         for field in ("hidden_size", "num_hidden_layers", "patch_size"):
             if not isinstance(getattr(config, field, None), int):
                 raise UserError(
                     f"vision encoder: found {kind!r} without a plain {field}, expected a vision transformer"
                 )
+        super().__init__(tower, taps=resolve_taps(taps, config.num_hidden_layers), tap_norm=tap_norm)
+        layer_stack(self.model)
         self.family = FAMILIES.get(kind, Family())
         for setting in self.family.jitter:
             setattr(config, setting, None)
@@ -120,11 +119,6 @@ class HubImageEncoder(HubEncoder):
             raise UserError(
                 f"vision encoder: tile_size {self.tile_size} is not a multiple of its patch_size {config.patch_size}"
             )
-        self.tap_layers = resolve_taps(taps, config.num_hidden_layers)
-        self._layers()
-        self.tap_norms = nn.ModuleList(
-            nn.LayerNorm(config.hidden_size, eps=1e-5) if tap_norm else nn.Identity() for _ in self.tap_layers
-        )
         self._resizes = "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters
         self.pixel_mean, self.pixel_std = pixel_mean, pixel_std
 
@@ -133,33 +127,31 @@ class HubImageEncoder(HubEncoder):
         """Load `config.name` from a folder or the hub, in fp32, with the pixel statistics of its processor.
 
         Raises:
-            UserError: no such model, or one that is not a plain vision transformer.
+            UserError: no such model, one that is not a plain vision transformer, or weights that do not fit its config.
         """
-        model, whole = read_model(config.name, what="vision encoder")
+        loaded = read_model(config.name, what="vision encoder")
         mean, std = pixel_statistics(config.name)
         encoder = cls(
-            model,
+            loaded.model,
             tile_size=config.tile_size,
             taps=config.taps,
             tap_norm=config.tap_norm,
             pixel_mean=mean,
             pixel_std=std,
         )
-        encoder.origin = origin_of(encoder.model, config.name) if whole else None
+        encoder.accept(loaded)
         return encoder
-
-    @property
-    def feature_dim(self) -> int:
-        """C: width of a token of `ImageFeatures`."""
-        return self.model.config.hidden_size * (1 + len(self.tap_layers))
 
     @cached_property
     def tokens_per_tile(self) -> int:
         """Tokens the model gives for one tile (class token and registers included), counted on a blank one."""
         with torch.no_grad():
-            weight = next(self.model.parameters())
-            blank = torch.zeros(1, 3, self.tile_size, self.tile_size, device=weight.device)
-            return self._encode(blank)[0].shape[1]
+            return self.probe().shape[1]
+
+    def probe(self) -> Tensor:
+        """Final normed states [1, L, D] of a blank tile."""
+        weight = next(self.model.parameters())
+        return self._encode(torch.zeros(1, 3, self.tile_size, self.tile_size, device=weight.device))[0]
 
     def forward(self, batch: TileBatch) -> ImageFeatures:
         """Features of every picture: the model's final normed states first, then the taps.
@@ -167,43 +159,23 @@ class HubImageEncoder(HubEncoder):
         Raises:
             UserError: tiles of another size than `tile_size`.
         """
-        expect_tile_size(batch, self.tile_size)
-        final_TLD, taps = self._encode(batch.pixels)
-        normed = [norm(tap_TLD) for norm, tap_TLD in zip(self.tap_norms, taps, strict=True)]
-        tokens_TLC = torch.cat([final_TLD, *normed], dim=-1)
+        final_TLD, taps = self.forward_intermediates(batch, self.tap_layers)
+        tokens_TLC = self.join(final_TLD, taps)
         return ImageFeatures(tokens_TLC.flatten(0, 1), tuple(tiles * tokens_TLC.shape[1] for tiles in batch.lengths))
 
-    def _encode(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Final normed states [T, L, D] and the raw outputs of the tapped layers."""
+    def forward_intermediates(self, batch: TileBatch, layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Final normed states [T, L, D], and the raw outputs of `layers`, counted from 1."""
+        expect_tile_size(batch, self.tile_size)
+        return self._encode(batch.pixels, layers)
+
+    def _encode(self, pixels: Tensor, layers: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
         inputs = self.family.inputs(pixels, self.model.config.patch_size)
         if self._resizes:
             inputs["interpolate_pos_encoding"] = self.tile_size != self.family.image_size(self.model.config)
-        kept: dict[int, Tensor] = {}
-
-        def keep(number: int) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                kept[number] = output[0] if isinstance(output, tuple) else output
-
-            return hook
-
-        layers = self._layers()
-        with ExitStack() as hooks:  # only for this call: nothing stays on the model
-            for number in self.tap_layers:
-                hooks.enter_context(layers[number - 1].register_forward_hook(keep(number)))
-            final_TLD = self.model(**inputs).last_hidden_state
+        final_TLD, taps = self.run(layers, **inputs)
         if self.family.final_norm:
             final_TLD = getattr(self.model, self.family.final_norm)(final_TLD)
-        return final_TLD, [kept[number] for number in self.tap_layers]
-
-    def _layers(self) -> nn.ModuleList:
-        """The stack of transformer layers: the one module list as long as the model is deep."""
-        depth = self.model.config.num_hidden_layers
-        stacks = [
-            module for module in self.model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth
-        ]
-        if not stacks:
-            raise UserError(f"vision encoder: found no stack of {depth} layers in {type(self.model).__name__}")
-        return stacks[0]
+        return final_TLD, taps
 
 
 def pixel_statistics(name: str) -> tuple[RGB, RGB]:

@@ -82,6 +82,11 @@ def other_width(folder: Path) -> None:
     spoil_config(folder, intermediate_size=96)
 
 
+def a_layer_less(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": config["num_hidden_layers"] - 1}))
+
+
 def bring_code(folder: Path) -> None:
     """A model family of its own, in a file beside the weights."""
     (folder / "code.py").write_text(f"open({str(folder / 'was run')!r}, 'w')")
@@ -104,6 +109,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no heads": (lambda f: spoil_config(f, num_attention_heads=0), "cannot be loaded "),
     "no such rotation": (lambda f: spoil_config(f, rope_parameters={"rope_type": "nope"}), "cannot be loaded .*nope"),
     "config of a list": (lambda f: (f / "config.json").write_text("[]"), "cannot be loaded "),
+    "a layer less": (a_layer_less, r"do not fit its config\.json: unknown model\.layers\.3\.[^;]*; "),
     "other sizes": (other_width, r"do not fit its config.*: (model[^;]* \[.*\] for \[.*\]; ){9}[^;]* and \d+ more$"),
     "gone": (shutil.rmtree, "no such folder; expected a model folder"),
 }
@@ -125,6 +131,15 @@ def test_damage_is_named_in_one_line(
 def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
     assert capfd.readouterr() == ("", "")
+
+
+def test_tables_that_older_versions_wrote_too_are_no_unknown_tensors(decoder_folder: Path, tmp_path: Path) -> None:
+    """Llama 2 as it was published has those of its rotations."""
+    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_decoder(str(folder), dtype=torch.float32, device=CPU)
 
 
 def test_a_tied_head_is_no_missing_tensor(decoder_folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     BertConfig,
@@ -38,7 +39,7 @@ QUIET: dict[str, Any] = {"layerdrop": 0.0, "attention_dropout": 0.0, "activation
 SAMPLES = (16_000, 7_313, 2_000, 12_345)
 
 
-def whisper() -> PreTrainedModel:
+def whisper(**changes: Any) -> PreTrainedModel:
     layers: dict[str, Any] = {"encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
     decoder: dict[str, Any] = {
         "decoder_layers": 1,
@@ -47,7 +48,9 @@ def whisper() -> PreTrainedModel:
         "vocab_size": 60,
     }
     ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    return WhisperModel(WhisperConfig(d_model=16, max_source_positions=50, dropout=0.0, **layers, **decoder, **ids))
+    return WhisperModel(
+        WhisperConfig(d_model=16, max_source_positions=50, dropout=0.0, **layers, **decoder, **ids, **changes)
+    )
 
 
 def wav2vec2_bert(**changes: Any) -> PreTrainedModel:
@@ -78,13 +81,13 @@ def extractor(name: str) -> SequenceFeatureExtractor:
     return SeamlessM4TFeatureExtractor() if "bert" in name else ParakeetFeatureExtractor()
 
 
-def build(name: str) -> HubSpeechEncoder:
+def build(name: str, *, taps: tuple[int, ...] = ()) -> HubSpeechEncoder:
     torch.manual_seed(0)
     model = MODELS[name]()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return HubSpeechEncoder(model, extractor(name)).eval()
+    return HubSpeechEncoder(model, extractor(name), taps=taps).eval()
 
 
 def waveforms() -> list[Tensor]:
@@ -130,6 +133,46 @@ def test_ragged_batch_equals_each_utterance_alone(name: str, training: bool) -> 
     (together * weights)[valid].sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
     assert sum(p.grad is not None and bool(p.grad.any()) for p in encoder.parameters()) > 20
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_taps_are_the_models_own_hidden_states(name: str) -> None:
+    encoder = build(name, taps=(1,))
+    assert encoder.feature_dim == 32 and build(name).feature_dim == 16
+    for waveform in waveforms()[:2]:
+        inputs = extractor(name)(waveform.numpy(), sampling_rate=16_000, return_tensors="pt")  # type: ignore[operator]
+        theirs = encoder.model(**inputs, output_hidden_states=True).hidden_states[1]
+        x_BMF = encoder.features(waveform)[None]
+        lengths = torch.tensor([x_BMF.shape[1]])
+        final, (tap,) = encoder.forward_intermediates(x_BMF, lengths, (1,))
+        torch.testing.assert_close(tap, theirs[:, : tap.shape[1]], atol=1e-5, rtol=1e-5)
+        assert torch.equal(encoder(x_BMF, lengths), torch.cat([final, encoder.tap_norms[0](tap)], dim=-1))
+        assert torch.equal(final, encoder.forward_intermediates(x_BMF, lengths)[0])
+
+
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2-bert", "parakeet"])
+@torch.no_grad()
+def test_taps_in_a_ragged_batch_are_those_alone(name: str) -> None:
+    encoder = build(name, taps=(1, 2))
+    items = [encoder.features(waveform) for waveform in waveforms()]
+    batch = pad_batch(items)
+    together = encoder(batch.padded, batch.lengths)
+    for row, item, length in zip(together, items, encoder.output_length(batch.lengths).tolist(), strict=True):
+        alone = encoder(item[None], torch.tensor([len(item)]))
+        torch.testing.assert_close(row[None, :length], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("whisper", lambda: whisper(encoder_layerdrop=1.0)), ("wav2vec2-bert", lambda: wav2vec2_bert(layerdrop=1.0))],
+)
+def test_where_layers_are_tapped_none_is_left_out_in_training(name: str, model: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(0)
+    encoder = HubSpeechEncoder(model(), extractor(name), taps=(1, 2))
+    x_BMF = encoder.features(waveforms()[0])[None]
+    lengths = torch.tensor([x_BMF.shape[1]])
+    torch.testing.assert_close(encoder.train()(x_BMF, lengths), encoder.eval()(x_BMF, lengths))
 
 
 @pytest.mark.parametrize("name", ["whisper", "wav2vec2-bert", "parakeet"])
@@ -185,7 +228,50 @@ def test_from_a_folder(name: str, tmp_path: Path) -> None:
     )
 
 
+SPOILT: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
+    "missing": (lambda tensors, name: tensors.pop(name), r"missing [\w.]+$"),
+    "misshapen": (
+        lambda tensors, name: tensors.update({name: torch.zeros(3, 5)}),
+        r"[\w.]+ \[3, 5\] for \[\d+, \d+\]$",
+    ),
+    "of a layer that the config does not count": (
+        lambda tensors, name: tensors.update({name.replace(".1.", ".2."): tensors[name].clone()}),
+        r"unknown [\w.]*layers\.2\.[\w.]+$",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2-bert", "parakeet", "parakeet ctc"])
+def test_weights_that_do_not_fit_are_named(name: str, fault: str, tmp_path: Path) -> None:
+    MODELS[name]().save_pretrained(tmp_path)
+    extractor(name).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    of_layers = [key for key in tensors if "layers.1." in key and "decoder" not in key and tensors[key].ndim == 2]
+    spoil, expected = SPOILT[fault]
+    spoil(tensors, of_layers[0])
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"weights do not fit its config.json: {expected}") as error:
+        HubSpeechEncoder.from_pretrained(str(tmp_path))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_that_no_feature_needs_may_be_missing(tmp_path: Path) -> None:
+    """Of Whisper its decoder, of wav2vec2-BERT the embedding of masks."""
+    for name, unneeded in (("whisper", "decoder."), ("wav2vec2-bert", "masked_spec_embed")):
+        MODELS[name]().save_pretrained(tmp_path / name)
+        extractor(name).save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(unneeded)}
+        assert len(kept) < len(tensors)
+        save_file(kept, file, metadata={"format": "pt"})
+        assert HubSpeechEncoder.from_pretrained(str(tmp_path / name)).origin is None
+
+
 def test_bad_input_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"taps \(2, 1\), expected rising layer numbers from 1 to 2"):
+        HubSpeechEncoder(whisper(), extractor("whisper"), taps=(2, 1))
     with pytest.raises(UserError, match="nowhere"):
         HubSpeechEncoder.from_pretrained(str(tmp_path / "nowhere"))
     bert = BertModel(BertConfig(**SHAPE, vocab_size=20))

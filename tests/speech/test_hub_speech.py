@@ -276,9 +276,23 @@ def test_an_unknown_encoder_is_one_line(decoder_folder: Path, folders: dict[str,
     assert "\n" not in str(error.value)
 
 
+def test_taps_train_and_come_back_with_the_adapter(
+    folders: dict[str, Path], recordings: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    settings = config(folders["whisper"], recordings, decoder_folder, tmp_path / "run", encoder_taps=(1,))
+    model = silent(settings)
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter.safetensors")
+    assert "modalities.audio.encoder.tap_norms.0.weight" in tensors and not any(n.startswith(PLACE) for n in tensors)
+    loaded = MultimodalModel.from_pretrained(tmp_path / "run" / "adapter", device="cpu")
+    assert speech_of(loaded).encoder.feature_dim == 2 * 16
+    assert transcripts(loaded, settings.data) == transcripts(model, settings.data)
+    with pytest.raises(UserError, match=r"--encoder-taps \(1,\): a conformer has none; expected --encoder-name"):
+        replace(settings, encoder_name="")
+
+
 def test_a_configuration_survives_json_and_older_ones_mean_the_conformer(folders: dict[str, Path]) -> None:
-    named = SpeechConfig(encoder_name=str(folders["whisper"]), adapter=ADAPTER)
+    named = SpeechConfig(encoder_name=str(folders["whisper"]), encoder_taps=(1, 2), adapter=ADAPTER)
     assert SpeechConfig.from_dict(json.loads(json.dumps(named.to_dict()))) == named
     older = SpeechConfig(adapter=ADAPTER).to_dict()
-    del older["encoder_name"]
+    del older["encoder_name"], older["encoder_taps"]
     assert SpeechConfig.from_dict(older) == SpeechConfig(adapter=ADAPTER)

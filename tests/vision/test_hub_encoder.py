@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -33,6 +34,7 @@ from transformers import (
 )
 
 from multimodal.errors import UserError
+from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.tiling import TileBatch, Tiles, batch_tiles
 
@@ -107,6 +109,22 @@ def test_parity_with_the_models_own_hidden_states(name: str) -> None:
         torch.testing.assert_close(final[:, 0], output.pooler_output)
     expected = torch.cat([final, *(output.hidden_states[tap] for tap in (1, 3, 4))], dim=-1)
     torch.testing.assert_close(features.tokens, expected.flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_one_protocol_for_grafts_own_and_all_others() -> None:
+    own = ImageEncoder(ImageEncoderConfig(tile_size=32, patch_size=8, width=16, layers=4, heads=2)).eval()
+    batch = batch_tiles(pictures())
+    for name, encoder in {"own": own, **{name: build(name) for name in MODELS}}.items():
+        alone, none = encoder.forward_intermediates(batch)
+        final, (second, last) = encoder.forward_intermediates(batch, (2, 4))
+        assert not none and torch.equal(alone, final)
+        assert final.shape == second.shape == last.shape == (7, encoder.tokens_per_tile, 16), name
+        # What joins the features is what is asked for by number.
+        tapped = encoder.forward_intermediates(batch, encoder.tap_layers)[1]
+        parts = encoder(batch).tokens.unflatten(0, (7, -1)).split(16, dim=-1)[1:]
+        for part, tap, norm in zip(parts, tapped, encoder.tap_norms, strict=True):
+            torch.testing.assert_close(part, norm(tap))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -185,6 +203,65 @@ def test_from_a_folder_with_its_own_pixel_statistics(name: str, tmp_path: Path) 
     assert again.pixel_mean == (0.1, 0.2, 0.3) and again.pixel_std == (0.4, 0.5, 0.6)
     batch = batch_tiles(pictures())
     assert torch.equal(again.eval()(batch).tokens, encoder.eval()(batch).tokens)
+
+
+def weight_of_a_layer(tensors: dict[str, torch.Tensor]) -> str:
+    """The name of a matrix in a layer of the vision tower."""
+    of_tower = [name for name in tensors if "layer" in name and "text_model" not in name and tensors[name].ndim == 2]
+    return next(name for name in of_tower if ".3." in name)
+
+
+SPOILT: dict[str, tuple[Callable[[dict[str, torch.Tensor], str], object], str]] = {
+    "missing": (lambda tensors, name: tensors.pop(name), r"missing [\w.]*layers?\.3\.[\w.]+$"),
+    "misshapen": (
+        lambda tensors, name: tensors.update({name: torch.zeros(3, 5)}),
+        r"[\w.]+ \[3, 5\] for \[\d+, \d+\]$",
+    ),
+    "of a layer that the config does not count": (
+        lambda tensors, name: tensors.update({name.replace(".3.", ".4."): tensors[name].clone()}),
+        r"unknown [\w.]*layers?\.4\.[\w.]+$",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "dinov3"])
+def test_weights_that_do_not_fit_are_named(
+    name: str, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    MODELS[name]().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    spoil, expected = SPOILT[fault]
+    spoil(tensors, weight_of_a_layer(tensors))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(UserError, match=f"weights do not fit its config.json: {expected}") as error:
+        HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path)))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_weights_that_no_feature_needs_may_be_missing(tmp_path: Path) -> None:
+    """Of CLIP its text tower, of ViT its pooler."""
+    for name, unneeded in (("clip", "text_model"), ("vit", "pooler")):
+        MODELS[name]().save_pretrained(tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        tensors = load_file(file)
+        kept = {key: tensor for key, tensor in tensors.items() if unneeded not in key}
+        assert len(kept) < len(tensors)
+        whole = HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path / name))).eval()
+        save_file(kept, file, metadata={"format": "pt"})
+        less = HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path / name))).eval()
+        batch = batch_tiles(pictures())
+        assert torch.equal(less(batch).tokens, whole(batch).tokens) and less.origin is None is not whole.origin
+
+
+def test_code_beside_a_model_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
+    own = '{"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoImageProcessor": "code.Processor"}'
+    (tmp_path / "config.json").write_text(f'{{"model_type": "own", "auto_map": {own}}}')
+    with pytest.raises(UserError, match="contains custom code") as error:
+        HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path)))
+    assert "\n" not in str(error.value) and not (tmp_path / "was run").exists()
 
 
 def test_bad_input_is_a_user_error(tmp_path: Path) -> None:
