@@ -140,6 +140,7 @@ def write_weights(
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {name: tensor(name).detach().to("cpu", dtype).contiguous() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        del tensors  # before those of the next shard are made
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

@@ -1,5 +1,6 @@
 """Folders of safetensors: what was written comes back, shard by shard, and wrong tensors are named."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,42 @@ def test_what_was_written_comes_back(tmp_path: Path, shard_bytes: int, files: in
 
 def test_one_shard_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = open_weights(write(tmp_path, shard_bytes=48))
-    opened: list[Path] = []
+
+    class Opened:
+        """A shard as `safe_open` gives it, which can be asked whether it is still there."""
+
+        def __init__(self, file: Path) -> None:
+            self.shard = real(file)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            return self.shard.get_tensor(name)
+
+    opened: list[weakref.ref[Opened]] = []
+
+    def noted(file: Path) -> Opened:
+        shard = Opened(file)
+        opened.append(weakref.ref(shard))
+        return shard
+
     real = module._open
-    monkeypatch.setattr(module, "_open", lambda file: (opened.append(file), real(file))[1])
-    counts = [len(opened) for _ in weights]
-    assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == 3 and len(set(opened)) == 3
+    monkeypatch.setattr(module, "_open", noted)
+    counts = [(len(opened), sum(shard() is not None for shard in opened)) for _ in weights]
+    assert [number for number, _ in counts] == [1, 1, 2, 2, 3, 3] and {there for _, there in counts} == {1}
+
+
+def test_one_shard_is_in_memory_while_writing(tmp_path: Path) -> None:
+    """Tensors are made one shard after the other, and those of a written shard are let go first."""
+    made: list[weakref.ref[Any]] = []
+    most = []
+
+    def tensor(name: str) -> torch.Tensor:
+        copy = TENSORS[name].clone()
+        made.append(weakref.ref(copy.untyped_storage()))
+        most.append(sum(storage() is not None for storage in made))
+        return copy
+
+    write_weights(tmp_path, SHAPES, tensor, dtype=torch.float32, shard_bytes=48)
+    assert most == [1, 2, 1, 2, 1, 2]
 
 
 def test_a_dtype_for_all_of_them(tmp_path: Path) -> None:
