@@ -1,14 +1,14 @@
 """What a stage of training (or use) costs: trained parameters, operations, bytes; and what of it fits on a card.
 
-Weights that are trained are fp32 with fp32 gradients, as the training engine keeps them; encoders and adapters that
-stay frozen are fp32 as well. The decoder is bf16, or int8 by linear layer (one bf16 scale for each output row;
-embeddings and the output head stay bf16).
+Weights that are trained are fp32 or, rounded stochastically, bf16, and so are their gradients, as the training engine
+keeps them; encoders and adapters that stay frozen are fp32. The decoder is bf16, or int8 by linear layer (one bf16
+scale for each output row; embeddings and the output head stay bf16).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -17,14 +17,16 @@ from multimodal.errors import UserError
 from multimodal.meta_run import RunCost
 
 DecoderDtype = Literal["bf16", "int8"]
-OptimizerStates = Literal["fp32", "8-bit"]
+OptimizerStates = Literal["full", "8-bit"]
+MasterWeights = Literal["fp32", "bf16"]
 
 CARDS = (24, 48, 80, 141)
 """Memory of usual cards, in 10^9 bytes."""
 USABLE = 0.9
 """Share of a card that is planned with: the rest is for CUDA itself, kernels' workspaces and fragmentation."""
-STATE_BYTES: dict[OptimizerStates, float] = {"fp32": 8.0, "8-bit": 2 * (1 + 4 / 256)}
-"""Of AdamW's two averages, for each trained parameter; 8-bit states have an fp32 scale for each block of 256."""
+WEIGHT_BYTES: dict[MasterWeights, int] = {"fp32": 4, "bf16": 2}
+EIGHT_BIT_BYTES = 2 * (1 + 4 / 256)
+"""Of AdamW's two averages, for each trained parameter, with an fp32 scale for each block of 256."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +58,18 @@ class Settings:
     """What can be traded for memory, from what costs least to what costs most."""
 
     checkpointing: bool = False
-    optimizer: OptimizerStates = "fp32"
+    optimizer: OptimizerStates = "full"
+    """AdamW's averages: of the type of the weights, or 8-bit."""
     decoder: DecoderDtype = "bf16"
+    weights: MasterWeights = "fp32"
+    """Of what is trained."""
 
     def __str__(self) -> str:
         words = {
             "checkpointing": self.checkpointing,
             "8-bit optimizer": self.optimizer == "8-bit",
             "int8 decoder": self.decoder == "int8",
+            "bf16 weights": self.weights == "bf16",
         }
         return ", ".join(word for word, holds in words.items() if holds) or "as it is"
 
@@ -72,8 +78,8 @@ def every_settings(*, training: bool) -> list[Settings]:
     """All combinations, the cheapest sacrifice first; in use there is only the decoder to choose."""
     if not training:
         return [Settings(), Settings(decoder="int8")]
-    choices = product(("bf16", "int8"), ("fp32", "8-bit"), (False, True))
-    return [Settings(checkpointing=c, optimizer=o, decoder=d) for d, o, c in choices]  # type: ignore[arg-type]
+    choices = product(get_args(MasterWeights), get_args(DecoderDtype), get_args(OptimizerStates), (False, True))
+    return [Settings(checkpointing=c, optimizer=o, decoder=d, weights=w) for w, d, o, c in choices]
 
 
 @dataclass(frozen=True)
@@ -125,13 +131,13 @@ class StageCost:
         return sum(piece.forward + piece.backward for piece in self.checkpointed.pieces) / self.batch
 
     def memory(self, settings: Settings) -> Memory:
-        """Bytes of a step with these settings."""
-        trained = sum(self.trained.values())
+        """Bytes of a step with these settings; with bf16 weights at most, as autocast then makes no copies of them."""
+        trained, each = sum(self.trained.values()), WEIGHT_BYTES[settings.weights]
         return Memory(
             decoder=self.decoder[settings.decoder],
-            parts=4 * self.parts,
-            gradients=4 * trained,
-            optimizer=round(STATE_BYTES[settings.optimizer] * trained),
+            parts=4 * (self.parts - trained) + each * trained,
+            gradients=each * trained,
+            optimizer=round((2 * each if settings.optimizer == "full" else EIGHT_BIT_BYTES) * trained),
             activations=(self.checkpointed if settings.checkpointing else self.run).peak,
         )
 

@@ -170,7 +170,8 @@ def cards_table(stages: Sequence[StageCost]) -> Table:
     title = f"What fits, with {USABLE:.0%} of a card planned for"
     table = _table(title, "stage", *(f"{card} GB" for card in CARDS), text=range(5))
     table.caption = (
-        "--checkpointing, --train.optimizer adamw8bit, --decoder.quantize int8; no: what every one of them leaves"
+        "--checkpointing, --train.optimizer adamw8bit, --decoder.quantize int8, --train.master-weights bf16; no: what "
+        "every one of them leaves. Smaller batches (--batch) need less."
     )
     table.caption_justify = "left"
     for stage in stages:

@@ -1,21 +1,26 @@
 """Systems of the paper have the paper's parameters and tokens; descriptions of small ones as people run the script."""
 
 import json
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 import scripts
 from multimodal.errors import UserError
 from multimodal.meta_run import META
-from multimodal.stage_cost import parameters
+from multimodal.stage_cost import CARDS, Workload, parameters
+from scripts.describe import describe
 from scripts.stages import EncoderSize, encoder_sizes
 from scripts.systems import SYSTEMS, build, config_file, read_system
 from tests.scripts.conftest import Cli
 from vision.encoder import ImageEncoder
+from vision.image_cost import STAGES as IMAGE_STAGES
 
 CONFIGS = Path(scripts.__path__[0]) / "configs"
 BILLION, MILLION = 10**9, 10**6
@@ -86,9 +91,27 @@ def test_tokens_of_a_picture(tile_size: int, tokens: int) -> None:
     assert encoders("8b")[tile_size].tokens == tuple(n * tokens // 4 for n in (1, 2, 3, 4))
 
 
-@pytest.mark.parametrize(("name", "total", "at_most"), [("11b", 10.6, 0.1), ("90b", 88.6, 0.1)])
-def test_released_systems(name: str, total: float, at_most: float) -> None:
-    assert sum(counts(name, "--encoder.tile-size", "448").values()) / BILLION == pytest.approx(total, abs=at_most)
+RELEASED_TEXT: dict[str, dict[str, Any]] = {
+    "11b": {},
+    "90b": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 100,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+        "cross_attention_layers": list(range(3, 100, 5)),
+    },
+}
+"""Of Llama 3.2 Vision, where its text model has other settings than the defaults of `transformers`."""
+
+
+@pytest.mark.parametrize("name", RELEASED_TEXT)
+@pytest.mark.parametrize("tile_size", [448, 560])
+def test_released_systems_have_the_parameters_that_transformers_gives_them(name: str, tile_size: int) -> None:
+    config = MllamaConfig(text_config=RELEASED_TEXT[name], vision_config={"image_size": tile_size})
+    with META:
+        released = parameters([MllamaForConditionalGeneration(config)])
+    extra_tokens = 8 * config.text_config.hidden_size  # Graft keeps them beside the decoder, which is counted without
+    assert sum(counts(name, "--encoder.tile-size", str(tile_size)).values()) + extra_tokens == released
 
 
 @pytest.mark.parametrize(
@@ -102,6 +125,16 @@ def test_released_systems(name: str, total: float, at_most: float) -> None:
 )
 def test_training_recipes_are_systems(recipe: str, parts: set[str]) -> None:
     assert counts(str(CONFIGS / f"{recipe}.yaml")).keys() >= parts | {"decoder"}
+
+
+def test_the_largest_system_is_described_in_seconds() -> None:
+    started = time.process_time()
+    found = describe("405b", Workload(batch=4))
+    assert time.process_time() - started < 60
+    assert {stage.name for stage in found.stages} == set(IMAGE_STAGES)
+    for stage in found.stages:
+        assert stage.flops > 1.5e14, "twice 4e11 weights for each of 192 tokens, forwards alone"
+        assert stage.least > 4e11 and not any(map(stage.settings_for, CARDS))
 
 
 # ---- the script ---------------------------------------------------------------------------------------------------
