@@ -204,7 +204,7 @@ def _one_line(report: str) -> str:
         sections = sections[1:]
     parts = []
     for section in filter(None, sections):
-        named = ", ".join(sorted(line.split(" ")[0] for line in section if line.startswith("--")))
+        named = ", ".join(sorted(line.split(" ")[0].rstrip(",") for line in section if line.startswith("--")))
         if section[0].startswith("Missing from"):
             parts.append(f"missing {named}: expected a value")
         elif section[0].startswith("Perhaps you meant"):

@@ -140,6 +140,7 @@ def test_errors_are_the_same_whatever_the_terminal_can_show(monkeypatch: pytest.
     assert error() == "missing --data.folder, --weights: expected a value"
     unknown = error(*FLAGS, "--train.stepz", "1")
     assert unknown.startswith("Unrecognized options: --train.stepz, 1: expected perhaps --train.")
+    assert error(*FLAGS, "--no-data.shuffle").endswith("expected perhaps --data.shuffle")  # of two forms the first
     assert "\n" not in error(*FLAGS, "--mode", "sing") and "caption" in error(*FLAGS, "--mode", "sing")
 
 
