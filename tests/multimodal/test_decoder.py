@@ -15,6 +15,7 @@ from multimodal.seam import KEYWORD
 from tests.multimodal.tiny_decoders import (
     FAMILIES,
     IMAGE,
+    SLIDING_FAMILIES,
     VOCAB,
     WIDTH,
     TinyAdapter,
@@ -67,6 +68,16 @@ def test_a_placeholder_without_memory_group_adds_nothing():
     placeholders = torch.zeros_like(ids, dtype=torch.bool)
     memory = tiny_memory(torch.randn(3, 5, WIDTH), placeholders, image=decoder.adapters["image"])
     assert torch.equal(decoder.hidden(ids, mask, memory=memory), decoder.hidden(ids, mask))
+
+
+@pytest.mark.parametrize("family", SLIDING_FAMILIES)
+@torch.no_grad()
+def test_the_window_slides(family: str):
+    """What all tests of these families take for granted: their prompts are longer than the window."""
+    narrow, wide = grafted(family), grafted(family, sliding_window=64)
+    ids, mask = prompt()
+    near, far = (decoder.hidden(ids, mask, memory=memory_of(decoder, ids))[0] for decoder in (narrow, wide))
+    assert torch.equal(near[:4], far[:4]) and not torch.isclose(near[4:], far[4:], atol=1e-4).all(-1).any()
 
 
 # ---- generation ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,15 @@ def test_the_dtype_is_that_asked_for_and_the_hash_follows_the_weights(decoder_fo
     assert len(hashes) == 1 and half.sha256() not in hashes
 
 
+def test_tables_that_older_versions_wrote_too_are_no_unknown_tensors(decoder_folder: Path, tmp_path: Path) -> None:
+    """Llama 2 as it was published has those of its rotations."""
+    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load_decoder(str(folder), dtype=torch.float32, device=CPU)
+
+
 def test_builtin_is_beside_the_code() -> None:
     import multimodal
 
@@ -131,15 +140,6 @@ def test_damage_is_named_in_one_line(
 def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
     assert capfd.readouterr() == ("", "")
-
-
-def test_tables_that_older_versions_wrote_too_are_no_unknown_tensors(decoder_folder: Path, tmp_path: Path) -> None:
-    """Llama 2 as it was published has those of its rotations."""
-    folder = Path(shutil.copytree(decoder_folder, tmp_path / "decoder"))
-    tensors = load_file(folder / "model.safetensors")
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    load_decoder(str(folder), dtype=torch.float32, device=CPU)
 
 
 def test_a_tied_head_is_no_missing_tensor(decoder_folder: Path, tmp_path: Path) -> None:

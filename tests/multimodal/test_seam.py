@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -82,6 +83,23 @@ def test_checkpointing_gives_equal_gradients_and_saves_less(family: str, extra: 
     with torch.no_grad():
         out = decoder.generate(ids, mask, memory=memory, max_new_tokens=4, do_sample=False)
     assert torch.equal(out, greedy(decoder, ids, mask, memory, 4))
+
+
+@families
+def test_layers_from_the_first_adapter_up_are_recomputed_and_no_other(family: str):
+    decoder = FrozenDecoder(tiny_decoder(family))
+    decoder.attach("image", tiny_adapter((2, 3)))
+    decoder.extra_embedding.requires_grad_(False)
+    decoder.enable_gradient_checkpointing()
+    runs: Counter[int] = Counter()
+    for number, layer in enumerate(decoder.seam.layers):
+        inside = next(layer.children())  # hooks of the layer itself are called outside of what is recomputed
+        inside.register_forward_pre_hook(lambda *_, number=number: runs.update([number]))
+    gradients(decoder)
+    assert [runs[number] for number in range(LAYERS)] == [1, 1, 2, 2]
+    decoder.extra_embedding.requires_grad_(True)
+    gradients(decoder)
+    assert [runs[number] for number in range(LAYERS)] == [3, 3, 4, 4]
 
 
 def test_checkpointing_survives_memory_that_is_gone_before_backward():

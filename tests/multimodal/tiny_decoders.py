@@ -54,6 +54,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 FAMILIES = tuple(family for family in _FAMILIES if family not in ("granite", "cohere"))
 SCALED_FAMILIES = ("granite", "cohere")
+SLIDING_FAMILIES = tuple(family for family in FAMILIES if "sliding_window" in _FAMILIES[family][1])
 
 
 def tiny_decoder(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:

@@ -1,14 +1,17 @@
 """The mapping of Llama 3.2 Vision's tensors: every number on both sides is used exactly once."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MllamaForConditionalGeneration
+from transformers import AutoModelForCausalLM, MllamaConfig, MllamaForConditionalGeneration
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import decoder_sizes
 from tests.vision.tiny_mllama import released_config
 from vision.image_modality import ImageModality
-from vision.mllama_config import image_config, llama_config, sizes_of
+from vision.mllama_config import NEW_TOKENS, image_config, llama_config, sizes_of
 from vision.mllama_names import PREFIXES, Sizes, canonical, released, rows_of
 from vision.tile_layout import Numerics
 from vision.tiling import candidate_grids
@@ -52,6 +55,42 @@ def test_every_number_is_mapped_exactly_once_on_both_sides(numerics: Numerics) -
             assert bool((tiles == owned[:, :, None]).all()), name
         else:
             assert bool((count == 1).all()), name
+
+
+RELEASED: dict[str, dict[str, Any]] = {
+    "11B": {},
+    "90B": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 100,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+        "cross_attention_layers": list(range(3, 100, 5)),
+    },
+}
+"""Settings of the text model where they are not the defaults of `transformers`."""
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_the_released_sizes_are_mapped_whole(size: str) -> None:
+    """On the meta device: every tensor of either side, and each of their numbers, in views of equal shapes."""
+    config = MllamaConfig(text_config=RELEASED[size])
+    sizes = sizes_of(config, "reference")
+    with torch.device("meta"):
+        theirs = MllamaForConditionalGeneration(config).state_dict()
+        decoder = FrozenDecoder(AutoModelForCausalLM.from_config(llama_config(config)), extra_tokens=NEW_TOKENS)
+        image = ImageModality(image_config(config, "reference"), decoder_sizes(decoder))
+    lm = {f"lm.{name}": tensor for name, tensor in decoder.lm.state_dict().items()}
+    ours = {**lm, "extra_embedding.weight": decoder.extra_embedding.weight, **image.state_dict()}
+    mapping, read, filled = rows_of(sizes), Counter[str](), Counter[str]()
+    assert mapping.keys() == theirs.keys()
+    for name, row in ((name, row) for name, rows in mapping.items() for row in rows):
+        parts = zip(row.theirs_at(theirs[name], sizes), row.ours_at(ours[row.ours], sizes), strict=True)
+        for their_part, our_part in parts:
+            assert their_part.shape == our_part.shape, name
+            read[name] += their_part.numel()
+            filled[row.ours] += our_part.numel()
+    assert read == {name: tensor.numel() for name, tensor in theirs.items()}
+    assert filled == {name: tensor.numel() for name, tensor in ours.items()}
 
 
 def test_layers_are_numbered_as_released() -> None:

@@ -16,6 +16,7 @@ from transformers.models.mllama.image_processing_mllama import (
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from multimodal.errors import UserError
+from vision.picture import open_picture
 from vision.tiling import CLIP_MEAN, CLIP_STD, Augment, Tiling, batch_tiles, candidate_grids
 
 SIDES = [
@@ -59,7 +60,7 @@ def as_pixels(tiling: Tiling, tiles: torch.Tensor) -> torch.Tensor:
     return ((tiles * std + mean) * 255).round()
 
 
-@pytest.mark.parametrize("tile_size", [28, 56, 448])
+@pytest.mark.parametrize("tile_size", [28, 56, 448, 560])
 @pytest.mark.parametrize("max_tiles", [1, 2, 4, 6])
 def test_canvas_and_size_equal_the_released_rule(tile_size: int, max_tiles: int) -> None:
     tiling = Tiling(tile_size, max_tiles)
@@ -77,17 +78,48 @@ def test_grids_are_in_the_order_of_the_released_ids() -> None:
     assert candidate_grids(4) == get_all_supported_aspect_ratios(4)
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1), (10, 14), (28, 28), (29, 28), (90, 31), (31, 90), (64, 50), (400, 300), (999, 40)]
-)
-def test_pixels_equal_the_released_processor(size: tuple[int, int]) -> None:
-    released = MllamaImageProcessorPil(
-        size={"height": 28, "width": 28}, max_image_tiles=4, image_mean=list(CLIP_MEAN), image_std=list(CLIP_STD)
-    )(noise(*size), return_tensors="pt")
-    tiles = Tiling(28, 4).tile(noise(*size))
+def released_processor(tile_size: int) -> MllamaImageProcessorPil:
+    return MllamaImageProcessorPil(
+        size={"height": tile_size, "width": tile_size},
+        max_image_tiles=4,
+        image_mean=list(CLIP_MEAN),
+        image_std=list(CLIP_STD),
+    )
+
+
+def assert_as_released(image: Image.Image, tile_size: int) -> None:
+    """As many tiles in the same grid, and the same pixels, which are whole numbers up to 255 before they are normed."""
+    released = released_processor(tile_size)(image, return_tensors="pt")
+    tiling = Tiling(tile_size, 4)
+    tiles = tiling.tile(open_picture(image))
     count = int(released["num_tiles"][0][0])
-    assert len(tiles.pixels) == count
-    torch.testing.assert_close(tiles.pixels, released["pixel_values"][0, 0, :count], rtol=0, atol=1e-5)
+    assert candidate_grids(4)[int(released["aspect_ratio_ids"][0, 0]) - 1] == tiles.grid, image.size
+    assert len(tiles.pixels) == count, image.size
+    theirs = released["pixel_values"][0, 0, :count]
+    torch.testing.assert_close(tiles.pixels, theirs, rtol=0, atol=1e-5)
+    assert torch.equal(as_pixels(tiling, tiles.pixels), as_pixels(tiling, theirs)), image.size
+
+
+def test_pixels_of_500_sizes_equal_the_released_processor() -> None:
+    sides = sorted({*range(1, 20, 4), *range(21, 130, 8), 168, 224, 300, 401})
+    sizes = [(width, height) for width in sides for height in sides]
+    assert len(sizes) >= 500
+    for size in sizes:
+        assert_as_released(noise(*size), 28)
+
+
+@pytest.mark.parametrize("tile_size", [448, 560])
+@pytest.mark.parametrize("size", [(300, 200), (640, 480), (1280, 720), (900, 2000)])
+def test_pixels_at_the_released_tile_sizes(tile_size: int, size: tuple[int, int]) -> None:
+    assert_as_released(noise(*size), tile_size)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_other_colour_modes_are_those_of_the_released_processor(mode: str) -> None:
+    image = noise(60, 40).convert("RGB" if mode == "LA" else mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(noise(60, 40).convert("L"))
+    assert_as_released(image.convert(mode), 28)
 
 
 @pytest.mark.parametrize("grid", [(1, 3), (3, 1), (1, 4), (2, 2)])
