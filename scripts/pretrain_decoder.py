@@ -26,7 +26,7 @@ from multimodal.data.text import (
     stretch,
 )
 from multimodal.errors import UserError, run_cli
-from multimodal.pretrained import read_decoder
+from multimodal.pretrained import read_decoder, write_decoder
 from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
@@ -236,8 +236,7 @@ def main() -> None:
         ),
         config_yaml=dump(config),
     )
-    lm.eval().to(torch.bfloat16).save_pretrained(config.run_dir / "decoder")  # type: ignore[arg-type]
-    tokenizer.save_pretrained(config.run_dir / "decoder")
+    write_decoder(lm.eval().to(torch.bfloat16), tokenizer, config.run_dir / "decoder")  # type: ignore[arg-type]
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():

@@ -29,7 +29,7 @@ from multimodal.errors import UserError
 from multimodal.files import new_folder
 from multimodal.messages import placeholder
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import read_tokenizer
+from multimodal.pretrained import read_tokenizer, write_decoder
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.precision import resolve_device
 from multimodal.weight_folder import SHARD_BYTES, Shape, expect_same_tensors, open_weights, write_weights
@@ -140,8 +140,7 @@ def split_mllama(source: Path, target: Path, *, numerics: Numerics = "reference"
     """
     with new_folder(target) as draft:
         model = read_mllama(source, numerics=numerics, device="cpu")
-        cast(Any, model.decoder.lm).save_pretrained(draft / "decoder")
-        model.tokenizer.save_pretrained(draft / "decoder")
+        write_decoder(cast(Any, model.decoder.lm), model.tokenizer, draft / "decoder")
         model.decoder_name = str(target.resolve() / "decoder")
         model.save_pretrained(draft / "adapter", recipe={"converted_from": source.name})
 
