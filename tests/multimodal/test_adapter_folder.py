@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multimodal import adapter_files as module
+from multimodal import adapter_folder as adapter_folder_module
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from tests.multimodal.tiny_decoders import tiny_decoder
@@ -106,6 +107,14 @@ def test_what_is_known_of_an_adapter_goes_along_while_it_is_true(
     model.save_pretrained(tmp_path / "b")
     config = json.loads((tmp_path / "b" / CONFIG).read_text())
     assert (config["recipe"], config["metrics"]) == ((recipe, metrics) if change is None else ({}, {}))
+
+
+def test_the_configuration_is_read_once(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is used, whatever happens to the file in between."""
+    real, read = adapter_folder_module.read_config, list[Path]()
+    monkeypatch.setattr(adapter_folder_module, "read_config", lambda folder: (read.append(folder), real(folder))[1])
+    load(adapter_folder)
+    assert read == [adapter_folder]
 
 
 # ---- another decoder ----------------------------------------------------------------------------------------------
@@ -298,6 +307,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(folder: Path, trained: Mul
     (folder.with_name("adapter.new") / WEIGHTS).write_bytes(b"half")
     os.replace(folder, folder.with_name("adapter.old"))
     assert first_number(folder) == before
+    bare = load(folder)
+    bare.unload_adapter("image")
+    bare.load_adapter(folder)
+    assert torch.equal(logits(bare), logits(load(folder)))
     trained.save_pretrained(folder)
     assert first_number(folder) == pytest.approx(before + 1)
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
