@@ -27,7 +27,7 @@ from multimodal.data.text import (
 )
 from multimodal.errors import UserError, run_cli
 from multimodal.pretrained import read_decoder, write_decoder
-from multimodal.pretraining import DecoderShape, DecoderTask, answers, exact_share, perplexity
+from multimodal.pretraining import DecoderTask, NewDecoder, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
@@ -51,7 +51,7 @@ class Config:
     run_dir: Path
     """Folder for the run; the decoder is saved in its `decoder` subfolder."""
     train: TrainConfig
-    shape: DecoderShape = field(default_factory=DecoderShape)
+    shape: NewDecoder = field(default_factory=NewDecoder)
     vocabulary: int = 2048
     """Entries of the tokenizer."""
     context: int = 256

@@ -14,8 +14,9 @@ from transformers import PretrainedConfig
 
 from multimodal.config import parse
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_shape import DecoderShape
 from multimodal.errors import UserError
-from multimodal.meta_decoder import DecoderShape, meta_decoder, read_config
+from multimodal.meta_decoder import meta_decoder, read_config
 from multimodal.meta_run import META
 from speech import speech_cost
 from speech.asr_training import AsrConfig

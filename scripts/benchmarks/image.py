@@ -268,7 +268,7 @@ def _cached_against_mllama(settings: Settings, job: Job) -> Pair:
 
 
 def _write_pictures(folder: Path, settings: Settings, job: Job) -> list[Path]:
-    side = settings.size.encoder.tile
+    side = settings.size.encoder.tile_size
     generator = torch.Generator().manual_seed(settings.seed)
     paths = []
     for number in range(job.batch):

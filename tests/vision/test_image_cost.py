@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from multimodal.batch import MediaBatch
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_shape import DecoderShape
 from multimodal.loss import frozen_head_loss
 from multimodal.memory import CrossMemory
-from multimodal.meta_decoder import DecoderShape, meta_decoder
+from multimodal.meta_decoder import meta_decoder
 from multimodal.meta_run import META, RunCost
 from multimodal.stage_cost import Workload
 from tests.saved_bytes import saved_bytes
