@@ -59,7 +59,12 @@ def captioning_model(settings: Settings, job: Job) -> MultimodalModel:
     size, device = settings.size, settings.torch_device
     shape = replace(size.decoder, layers=job.layers or size.decoder.layers)
     tokenizer = AutoTokenizer.from_pretrained(builtin_folder("decoder"))
-    config = shape.config(rms_norm_eps=1e-5, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=None)
+    config = shape.config(
+        rms_norm_eps=1e-5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=None,  # every generation is as long as asked
+    )
     torch.manual_seed(settings.seed)
     with torch.device(device):
         lm = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if settings.on_gpu else torch.float32)
