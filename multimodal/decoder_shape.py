@@ -29,8 +29,8 @@ class DecoderShape:
                 "be a multiple of the next"
             )
 
-    def config(self, **settings: Any) -> LlamaConfig:
-        """For `transformers`, with settings of its own that are no sizes. The head is not tied unless they say so."""
+    def config(self, *, tie_word_embeddings: bool = False, **settings: Any) -> LlamaConfig:
+        """For `transformers`, with settings of its own that are no sizes."""
         return LlamaConfig(
             num_hidden_layers=self.layers,
             hidden_size=self.width,
@@ -38,5 +38,6 @@ class DecoderShape:
             num_key_value_heads=self.kv_heads,
             intermediate_size=self.ffn,
             vocab_size=self.vocabulary,
-            **({"tie_word_embeddings": False} | settings),
+            tie_word_embeddings=tie_word_embeddings,
+            **settings,
         )

@@ -152,10 +152,10 @@ def read_system(name: str, flags: Sequence[str] = ()) -> System:
         UserError: there is none, it configures nothing that is known here, or a setting is wrong.
     """
     file = config_file(name)
+    given = _top_level(file)
     errors: list[UserError] = []
     for kind, system_of in KINDS.items():
         names = {setting.name for setting in fields(kind)}
-        given = _top_level(file)
         if not given <= names:
             continue
         required = ["--run-dir", "unused"] if "run_dir" in names and "run_dir" not in given else []

@@ -104,7 +104,7 @@ def prompts(settings: Settings, job: Job) -> list[Sample]:
     ]
 
 
-def picture(settings: Settings, tiles: int, seed: int) -> Tiles:
+def _picture(settings: Settings, tiles: int, seed: int) -> Tiles:
     """A picture of noise."""
     generator = torch.Generator().manual_seed(seed)
     side = settings.size.encoder.tile_size
@@ -116,7 +116,7 @@ def _sample(settings: Settings, prompt: list[int], answer: list[int], tiles: int
         return Sample({}, (Turn([FIRST_TOKEN, *prompt], answer, {}),))
     placeholder = settings.size.decoder.vocabulary
     return Sample(
-        {"image": (picture(settings, tiles, seed),)}, (Turn([placeholder, *prompt], answer, {"image": (0,)}),)
+        {"image": (_picture(settings, tiles, seed),)}, (Turn([placeholder, *prompt], answer, {"image": (0,)}),)
     )
 
 

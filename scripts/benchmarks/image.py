@@ -288,11 +288,10 @@ def _against_plain(settings: Settings, job: Job, names: tuple[str, ...]) -> Pair
     ours = _ours(settings, job)
     model, batch = ours.model, ours.batch
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = training_step(lambda: model.loss(batch), optimizer_of(model, job), settings)
 
     def plain() -> object:
         with without(model, names):
-            return step()
+            return ours.side.step()
 
     def agree() -> Agreement:
         losses, gradients = [], []
