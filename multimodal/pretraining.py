@@ -112,6 +112,19 @@ def perplexity(lm: LlamaForCausalLM, tokenizer: AnyTokenizer, chunks: Sequence[s
     return math.exp(total / count)
 
 
+def answer_perplexity(lm: LlamaForCausalLM, tokenizer: AnyTokenizer, turns: Sequence[tuple[str, str]]) -> float:
+    """Perplexity per token of the answers of one-turn chats, their end of turn included."""
+    total, count = 0.0, 0
+    for question, answer in turns:
+        document = chat_document(tokenizer, question, answer)
+        ids_T = torch.tensor(document.ids, device=lm.device)
+        counted_T = torch.tensor(document.counts[1:], device=lm.device)
+        logits = lm(input_ids=ids_T[None]).logits[0, :-1][counted_T].float()
+        total += F.cross_entropy(logits, ids_T[1:][counted_T], reduction="sum").item()
+        count += int(counted_T.sum())
+    return math.exp(total / count)
+
+
 def answers(
     lm: LlamaForCausalLM,
     tokenizer: AnyTokenizer,

@@ -27,7 +27,7 @@ from multimodal.data.text import (
 )
 from multimodal.errors import UserError, run_cli
 from multimodal.pretrained import read_decoder, write_decoder
-from multimodal.pretraining import DecoderTask, NewDecoder, answers, exact_share, perplexity
+from multimodal.pretraining import DecoderTask, NewDecoder, answer_perplexity, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
@@ -59,7 +59,8 @@ class Config:
     weights: tuple[float, float, float, float, float] = (0.1, 0.3, 0.55, 0.0, 0.05)
     """Shares of documents: prose, scenes, sentences to repeat, captions, clips."""
     captions: str = ""
-    """Captions to learn as text, from the train split of a source that `train_captioning` takes too."""
+    """Captions to learn as text, from the train split of a source that `train_captioning` takes too; its dev split is
+    measured."""
     start: str = ""
     """Go on from this decoder, with its tokenizer, in place of a new one."""
     held_out: int = 500
@@ -121,19 +122,22 @@ def measure(
     tokenizer: AnyTokenizer,
     held_out: list[str],
     unseen: list[str],
+    captions: list[str],
     *,
     context: int,
     count: int,
 ) -> dict[str, float]:
-    """Perplexity on held-out prose, exact copies of unseen sentences as written and as a speech adapter hands them over
-    (tokens held, with pauses), of digits so, and answers about unseen scenes in words."""
+    """Perplexity on held-out prose and captions (if any), exact copies of unseen sentences as written and as a speech
+    adapter hands them over (tokens held, with pauses), of digits so, and answers about unseen scenes in words."""
     rng = random.Random(1)
     digits = [digits_in_a_row(rng) for _ in range(count)]
     unseen = rng.sample(unseen, min(count, len(unseen)))
     copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
     turns = [scene_question(rng, split="held_out") for _ in range(count)]
     said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
+    described = [(CAPTION_PROMPT, caption) for caption in captions[:count]]
     return {
+        **({"caption_perplexity": answer_perplexity(lm, tokenizer, described)} if described else {}),
         "prose_perplexity": perplexity(lm, tokenizer, held_out, context=context),
         "copy_exact": exact_share(copied, unseen),
         "copy_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in unseen]), unseen),
@@ -168,9 +172,9 @@ def load_start(name: str) -> tuple[LlamaForCausalLM, AnyTokenizer]:
     return lm, tokenizer
 
 
-def read_caption_texts(source: str) -> list[str]:
-    """All captions of the train split, tidied as in captioning."""
-    records = read_captions(source, split="train")
+def read_caption_texts(source: str, *, split: str) -> list[str]:
+    """All captions of a split, tidied as in captioning."""
+    records = read_captions(source, split=split)
     return [tidy_caption(caption) for record in records for caption in record.captions]
 
 
@@ -195,6 +199,7 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         f"| the same, tokens held for 1 to 3 positions, with pauses | {scores['copy_held_exact']:.3f} |",
         f"| 1 to 8 digits in words, held in the same way | {scores['digits_held_exact']:.3f} |",
         f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
+        *(f"| perplexity per token on unseen captions | {scores[name]:.1f} |" for name in scores if "caption" in name),
         "",
         "Rebuild: `make decoder` (see `scripts/configs/decoder.yaml`)."
         if not config.start
@@ -211,7 +216,8 @@ def main() -> None:
     seen = sentences(prose)
     unseen = sorted(set(sentences(held_out)) - set(seen))
     lm, tokenizer = new_decoder(config, prose) if not config.start else load_start(config.start)
-    captions = read_caption_texts(config.captions) if config.captions else [""]
+    captions = read_caption_texts(config.captions, split="train") if config.captions else [""]
+    others = read_caption_texts(config.captions, split="dev") if config.captions else []
     sources = (
         prose_source(tokenizer, prose, length=config.context),
         chat_source(tokenizer, scene_turns),
@@ -232,7 +238,7 @@ def main() -> None:
         run_dir=config.run_dir,
         resume=config.resume,
         evaluate=lambda step: measure(
-            lm, tokenizer, held_out, unseen, context=config.context, count=config.held_out // 5
+            lm, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out // 5
         ),
         config_yaml=dump(config),
     )
@@ -240,7 +246,7 @@ def main() -> None:
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():
-        scores = measure(shipped, tokenizer, held_out, unseen, context=config.context, count=config.held_out)
+        scores = measure(shipped, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out)
     write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
     (config.run_dir / "decoder" / "README.md").write_text(
         model_card(config, shipped.config, scores, minutes=result.seconds / 60)

@@ -5,12 +5,49 @@ CoCa (Yu et al. 2022) trains it beside the contrastive loss; Tschannen et al. 20
 vision learners too") show that it alone teaches what contrast leaves out. Contrast compares whole pictures, which
 colours and places tell apart; every word of a caption asks for one thing at one place. The text decoder is thrown away.
 
-Legend: I pictures, P tokens of a picture (padded), L text tokens, D width of the text decoder, V vocabulary.
+Legend: I pictures, P tokens of a picture, L text tokens, D width of the text decoder, V vocabulary, H heads, K head
+dimension.
 """
+
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from multimodal.attention import attend
+from multimodal.batch import length_groups
+
+
+class CaptionerLayer(nn.Module):
+    """Pre-norm transformer layer: words read the words before them, then the picture, then a feed-forward."""
+
+    def __init__(self, *, width: int, heads: int, depth: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_self = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_cross = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.cross_out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        for last in (self.out, self.cross_out, self.mlp[2]):
+            with torch.no_grad():
+                last.weight.mul_((3 * depth) ** -0.5)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def forward(self, x_ILD: Tensor, picture_IPD: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm_self(x_ILD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x_ILD = x_ILD + self.out(attend(q, k, v, causal=True).transpose(1, 2).flatten(2))
+        q_IHLK = self.q(self.norm_cross(x_ILD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k_IHPK, v_IHPK = self.kv(picture_IPD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x_ILD = x_ILD + self.cross_out(attend(q_IHLK, k_IHPK, v_IHPK).transpose(1, 2).flatten(2))
+        return x_ILD + self.mlp(self.norm_mlp(x_ILD))
 
 
 class Captioner(nn.Module):
@@ -29,10 +66,8 @@ class Captioner(nn.Module):
         self.positions = nn.Embedding(max_length, width)
         self.start_D = nn.Parameter(torch.zeros(width))
         self.image = nn.Linear(image_width, width)
-        layer = nn.TransformerDecoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation=F.gelu, batch_first=True, norm_first=True
-        )
-        self.decoder = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        self.layers = nn.ModuleList(CaptionerLayer(width=width, heads=heads, depth=layers) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
 
@@ -43,22 +78,42 @@ class Captioner(nn.Module):
             pictures: tokens [P, image_width] of each picture; the numbers may differ.
             input_ids_IL, attention_mask_IL: its text, padded on the right (mask 1 = token).
         """
-        padded_IPD = nn.utils.rnn.pad_sequence([self.image(tokens) for tokens in pictures], batch_first=True)
-        lengths_I = torch.tensor([len(tokens) for tokens in pictures], device=padded_IPD.device)
-        no_picture_IP = torch.arange(padded_IPD.shape[1], device=padded_IPD.device) >= lengths_I[:, None]
         read_IL = attention_mask_IL.bool()
-        before_ILD = self.tokens(input_ids_IL.masked_fill(~read_IL, 0)[:, :-1])
-        start_I1D = self.start_D.expand(len(pictures), 1, -1)
-        x_ILD = torch.cat([start_I1D, before_ILD], dim=1) + self.positions.weight[: input_ids_IL.shape[1]]
-        # Text padding comes last, so that causality keeps it from the tokens that count.
-        later_LL = torch.ones(x_ILD.shape[1], x_ILD.shape[1], dtype=torch.bool, device=x_ILD.device).triu(1)
-        x_ILD = self.decoder(
-            x_ILD, padded_IPD, tgt_mask=later_LL, tgt_is_causal=True, memory_key_padding_mask=no_picture_IP
-        )
-        return F.linear(x_ILD[read_IL], self.tokens.weight)
+        lengths_I = read_IL.sum(1).tolist()
+        place_IL = torch.arange(read_IL.numel(), device=read_IL.device).unflatten(0, read_IL.shape)
+        states, places = [], []
+        for rows in _alike([len(tokens) for tokens in pictures], lengths_I):
+            rows_R = torch.tensor(rows, device=read_IL.device)
+            longest = max(lengths_I[row] for row in rows)
+            read_RL = read_IL[rows_R, :longest]
+            picture_RPD = self.image(torch.stack([pictures[row] for row in rows]))
+            states.append(self._read(input_ids_IL[rows_R, :longest], read_RL, picture_RPD)[read_RL])
+            places.append(place_IL[rows_R, :longest][read_RL])
+        return F.linear(torch.cat(states)[torch.cat(places).argsort()], self.tokens.weight)
+
+    def _read(self, ids_IL: Tensor, read_IL: Tensor, picture_IPD: Tensor) -> Tensor:
+        """Last states [I, L, D] of texts; padding comes last, so that causality keeps it from the tokens that count."""
+        before_ILD = self.tokens(ids_IL.masked_fill(~read_IL, 0)[:, :-1])
+        start_I1D = self.start_D.expand(len(ids_IL), 1, -1)
+        x_ILD = torch.cat([start_I1D, before_ILD], dim=1) + self.positions.weight[: ids_IL.shape[1]]
+        for layer in self.layers:
+            x_ILD = layer(x_ILD, picture_IPD)
+        return self.norm(x_ILD)
 
     def loss(self, pictures: list[Tensor], input_ids_IL: Tensor, attention_mask_IL: Tensor) -> Tensor:
         """Mean cross-entropy of a text token, in nats."""
         kept = slice(0, self.positions.num_embeddings)
         ids_IL, mask_IL = input_ids_IL[:, kept], attention_mask_IL[:, kept]
         return F.cross_entropy(self(pictures, ids_IL, mask_IL).float(), ids_IL[mask_IL.bool()])
+
+
+def _alike(picture_lengths: list[int], text_lengths: list[int]) -> list[list[int]]:
+    """Rows whose pictures have equally many tokens, and whose texts are of similar length: nothing needs a mask."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for row, length in enumerate(picture_lengths):
+        by_length[length].append(row)
+    return [
+        [rows[i] for i in group]
+        for rows in by_length.values()
+        for group in length_groups([text_lengths[row] for row in rows])
+    ]

@@ -163,7 +163,7 @@ class SceneMix:
     singles: float = 0.0
     """Scenes that show one object alone, of which shapes are learnt soonest."""
     unnamed: float = 0.0
-    """Scenes whose colours or whose shapes have no name, so that each is learnt apart from the other."""
+    """Scenes whose objects each have a colour or a shape without a name, so that each is learnt apart."""
     unnamed_first: int = 0
     """So many of the first scenes are all of that kind. What is learnt first stands in for what is not yet: a learner
     that sees both at once finds which shapes a colour never has, and denies them ever after."""
@@ -191,11 +191,16 @@ def scene_sample(
 
 
 def _without_names(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with other colours or, less often, since colours are learnt soon, with other shapes without a name."""
-    if rng.random() < 0.75:
-        things = [replace(thing, colour="", rgb=_unnamed_colour(rng, scene.background)) for thing in scene.objects]
-    else:
-        things = [replace(thing, shape="", outline=_unnamed_shape(rng)) for thing in scene.objects]
+    """The scene with the colour or, less often, since colours are learnt soon, the shape of every object swapped for
+    one without a name. Objects that look alike lose the same.
+    """
+    loses_colour = {pair: rng.random() < 0.65 for pair in sorted(scene.pairs)}
+    things = [
+        replace(thing, colour="", rgb=_unnamed_colour(rng, scene.background))
+        if loses_colour[thing.pair]
+        else replace(thing, shape="", outline=_unnamed_shape(rng))
+        for thing in scene.objects
+    ]
     return replace(scene, objects=tuple(things))
 
 

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from multimodal.data.packing import IGNORE, Document, Row, pack_rows
 from multimodal.data.text import chat_document
 from multimodal.errors import UserError
-from multimodal.pretraining import DecoderTask, NewDecoder, answers, exact_share, perplexity, start_alike
+from multimodal.pretraining import (
+    DecoderTask,
+    NewDecoder,
+    answer_perplexity,
+    answers,
+    exact_share,
+    perplexity,
+    start_alike,
+)
 from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
 
 SHAPE = NewDecoder(width=32, layers=2, heads=4, kv_heads=2, ffn=48)
@@ -126,6 +134,16 @@ def test_perplexity_counts_every_token_once_within_its_window(context: int) -> N
             window.append(token)
     found = perplexity(decoder(), tokenizer, TEXTS[:2], context=context)
     assert found == pytest.approx(math.exp(total / count), rel=1e-4)
+
+
+@torch.no_grad()
+def test_perplexity_of_answers_is_that_of_the_loss() -> None:
+    turns = [("say it", TEXTS[0]), ("and this, which is longer", TEXTS[1])]
+    documents = [chat_document(builtin_tokenizer(), *turn) for turn in turns]
+    rows = pack_rows([[document] for document in documents], length=128, pad_id=builtin_tokenizer().pad_token_id)
+    loss, count = DecoderTask(decoder()).loss(rows)
+    found = answer_perplexity(decoder(), builtin_tokenizer(), turns)
+    assert found == pytest.approx(math.exp(loss.item() / count), rel=1e-4)
 
 
 @torch.no_grad()

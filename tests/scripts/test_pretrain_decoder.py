@@ -67,6 +67,8 @@ def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: 
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "more"), *SHORT]
     assert cli("pretrain_decoder", *flags, *more).status == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "more" / "decoder")) == len(tokenizer)
+    assert json.loads((tmp_path / "more" / "metrics.json").read_text())["caption_perplexity"] > 1
+    assert "unseen captions" in (tmp_path / "more" / "decoder" / "README.md").read_text()
 
 
 def test_text_that_is_not_there_is_one_line(cli: Cli, tmp_path: Path) -> None:

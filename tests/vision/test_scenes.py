@@ -183,7 +183,7 @@ def test_a_share_of_singles_shows_one_object_and_leaves_the_rest_as_it_was() -> 
     assert all(new == old for alone, old, new in zip(single, plain, mixed, strict=True) if not alone)
 
 
-def test_a_share_of_scenes_has_colours_or_shapes_without_a_name_and_leaves_the_rest_as_it_was() -> None:
+def test_in_a_share_of_scenes_each_object_loses_its_colour_or_its_shape_name_which_leaves_the_rest_as_it_was() -> None:
     plain, mixed = (
         [scene_sample(i, seed=2, split="train", size=8, mix=SceneMix(unnamed=share))[1] for i in range(200)]
         for share in (0.0, 0.5)
@@ -197,8 +197,12 @@ def test_a_share_of_scenes_has_colours_or_shapes_without_a_name_and_leaves_the_r
             assert (thing.shape == "") == (thing.outline is not None)
             if thing.rgb is not None:
                 assert min(math.dist(thing.rgb, rgb) for rgb in COLOURS.values()) > 80
-        kinds["colour" if not new.objects[0].colour else "shape" if not new.objects[0].shape else "named"] += 1
-    assert 80 < kinds["named"] < 120 and kinds["colour"] > 60 and kinds["shape"] > 15
+        lost = {was.pair: not new.colour for was, new in zip(old.objects, new.objects, strict=True)}
+        assert all(lost[was.pair] == (not new.colour) for was, new in zip(old.objects, new.objects, strict=True))
+        named = [all(thing.pair) for thing in new.objects]
+        assert all(named) or not any(named)
+        kinds["named" if all(named) else "mixed" if len({*lost.values()}) == 2 else "alike"] += 1
+    assert 80 < kinds["named"] < 120 and kinds["mixed"] > 25 and kinds["alike"] > 25
 
 
 def test_the_first_scenes_have_no_names() -> None:
