@@ -5,20 +5,19 @@ no model, and written whole or not at all.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from multimodal.adapter_card import model_card
 from multimodal.errors import UserError
-from multimodal.safe_weights import only_pickle
+from multimodal.safe_weights import open_safetensors
 from multimodal.train.logging import git_revision
 
 FORMAT = 1
@@ -72,22 +71,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-@contextmanager
-def open_tensors(folder: Path) -> Iterator[Any]:
-    """The tensors of an adapter folder, each read when it is asked for (`safe_open` of safetensors).
+def open_tensors(folder: Path) -> Any:
+    """The tensors of an adapter folder, as `open_safetensors` gives them.
 
     Raises:
-        UserError: no such file, or a broken one; a pickle.
+        UserError: as `open_safetensors`.
     """
-    file = folder / WEIGHTS
-    try:
-        opened = safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        if (pickle := only_pickle(folder)) is not None:
-            raise UserError(f"{pickle}: a pickle, which may run code; expected safetensors in {WEIGHTS}") from None
-        raise UserError(f"{file}: cannot be read ({error}); expected the adapter's tensors") from None
-    with opened as tensors:
-        yield tensors
+    return open_safetensors(folder / WEIGHTS, expected=f"expected the adapter's tensors in {WEIGHTS}")
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from multimodal.adapter_card import decoder_in_words
-from multimodal.adapter_files import (
-    CONFIG,
-    WEIGHTS,
-    read_config,
-    read_tensors,
-    versions,
-    whole,
-    write_adapter,
-)
+from multimodal.adapter_files import CONFIG, WEIGHTS, read_config, read_tensors, versions, write_adapter
 from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError, reported_as
 from multimodal.hub_encoder import HubEncoder
@@ -138,6 +130,7 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
     """The model of an adapter folder, in eval mode.
 
     Args:
+        folder: as `multimodal.adapter_hub.find_adapter` gives it.
         decoder: load this one instead of the one that the folder names.
         force_decoder: accept a decoder whose weights differ from those that the adapter was trained on.
 
@@ -147,7 +140,6 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
     """
     from multimodal.model import MultimodalModel
 
-    folder = whole(folder)
     config = read_config(folder)
     name = decoder or config["decoder"]
     frozen, tokenizer = load_decoder(
@@ -157,7 +149,7 @@ def load_model(folder: Path, *, decoder: str | None, force_decoder: bool, device
         quantization=config.get("decoder_quantization", "none"),
     )
     model = MultimodalModel(frozen, tokenizer, decoder_name=name)
-    add_adapter(model, folder, force_decoder=force_decoder)
+    _add_adapter(model, folder, config, force_decoder=force_decoder)
     model.loaded_from = folder.absolute()
     return model.eval()
 
@@ -168,12 +160,18 @@ def add_adapter(model: "MultimodalModel", folder: Path, *, force_decoder: bool) 
     A video adapter's folder brings the image parts that it builds on; a model that has the same ones shares them. If
     anything is refused, the model is as it was.
 
+    Args:
+        folder: as `multimodal.adapter_hub.find_adapter` gives it.
+
     Raises:
         UserError: as `load_model`; or the model has a modality of the folder already, or image parts other than those
             that the folder's video parts build on.
     """
-    folder = whole(folder)
-    config = read_config(folder)
+    _add_adapter(model, folder, read_config(folder), force_decoder=force_decoder)
+
+
+def _add_adapter(model: "MultimodalModel", folder: Path, config: Mapping[str, Any], *, force_decoder: bool) -> None:
+    """`add_adapter`, its `adapter_config.json` read."""
     _check_decoder(model, folder, config, force=force_decoder)
     saved = _Saved.read(folder, config)
     new = _new_kinds(model, saved)

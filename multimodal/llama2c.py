@@ -8,7 +8,6 @@ Legend: V vocabulary, D width, F width of the feed-forward, L layers, H heads, G
 """
 
 import os
-import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils.logging import disable_progress_bar
+from transformers.initialization import no_init_weights
 
 from multimodal.errors import UserError
-from multimodal.files import open_file
+from multimodal.files import new_folder, open_file
+from multimodal.pretrained import write_decoder
 from multimodal.tokenizer import AnyTokenizer
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
@@ -109,13 +108,12 @@ def read_checkpoint(path: Path) -> LlamaForCausalLM:
     with open_file(path, expected="expected a llama2.c checkpoint") as file:
         shape = _read_shape(file, path)
         weights = dict(_read_tensors(file, shape, path))
-    with torch.device("meta"):
+    if shape.tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    with no_init_weights():  # every value comes from the file
         lm = LlamaForCausalLM(shape.config())
-    lm.load_state_dict(weights, strict=False, assign=True)
+    lm.load_state_dict(weights, assign=True)
     lm.tie_weights()
-    missing = [name for name, parameter in lm.named_parameters() if parameter.is_meta]
-    if missing:
-        raise RuntimeError(f"{missing[0]} was not filled; this is a defect of Graft")
     # What separates the stories it was trained on is the begin token; the end token was never shown.
     lm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[2, 1])
     return lm.eval()
@@ -241,21 +239,10 @@ def convert(checkpoint: Path, tokenizer: Path, out: Path) -> LlamaForCausalLM:
     """Write a checkpoint and its tokenizer as a folder of `transformers`, whole or not at all, and return the decoder.
 
     Raises:
-        UserError: as `read_checkpoint` and `read_tokenizer`, or the folder holds something.
+        UserError: as `read_checkpoint`, `read_tokenizer` and `new_folder`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there already; expected a new folder")
-    lm = read_checkpoint(checkpoint)
-    fast = read_tokenizer(tokenizer, vocab_size=lm.config.vocab_size, context=lm.config.max_position_embeddings)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    disable_progress_bar()
-    try:
-        lm.save_pretrained(draft)
-        fast.save_pretrained(draft)
-        os.replace(draft, out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write decoder {out}: {reason}; expected a writable disk with room") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_folder(out) as draft:
+        lm = read_checkpoint(checkpoint)
+        fast = read_tokenizer(tokenizer, vocab_size=lm.config.vocab_size, context=lm.config.max_position_embeddings)
+        write_decoder(lm, fast, draft)
     return lm

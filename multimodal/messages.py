@@ -6,7 +6,7 @@ medium becomes one placeholder token, whose id lies behind the decoder's own voc
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,19 +49,20 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Tokenise text in which placeholders may stand; nothing is added at either end."""
         ids: list[int] = []
-        rest = text
-        while rest:
-            at, kind = min(
-                ((rest.find(placeholder(k)), k) for k in self.placeholder_ids if placeholder(k) in rest),
-                default=(len(rest), None),
-            )
-            if at:
-                ids += self.tokenizer.encode(rest[:at], add_special_tokens=False)
-            if kind is None:
-                break
-            ids.append(self.placeholder_ids[kind])
-            rest = rest[at + len(placeholder(kind)) :]
+        for part in _pieces(text, self.placeholder_ids):
+            if part["type"] == "text":
+                ids += self.tokenizer.encode(part["text"], add_special_tokens=False)
+            else:
+                ids.append(self.placeholder_ids[part["type"]])
         return ids
+
+
+def _pieces(text: str, kinds: Iterable[str]) -> list[dict[str, str]]:
+    """A text in which placeholders of some kinds may stand, as parts: texts that are not empty, and media."""
+    names = {placeholder(kind): kind for kind in kinds}
+    any_name = "|".join(map(re.escape, names)) or "(?!)"  # without kinds: what is found nowhere
+    pieces = re.split(f"({any_name})", text)
+    return [{"type": names[p]} if p in names else {"type": "text", "text": p} for p in pieces if p]
 
 
 def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
@@ -99,18 +100,11 @@ def _flatten(messages: Sequence[Message]) -> tuple[list[Message], list[Medium]]:
         parts = []
         for part in _parts(message):
             if part["type"] == "text":
-                parts += _split_spelt(part["text"])
+                parts += _pieces(part["text"], MEDIA_KINDS)
             elif not spelt[part["type"]]:
                 parts.append({"type": part["type"]})
         flat.append({"role": message["role"], "content": parts})
     return flat, media
-
-
-def _split_spelt(text: str) -> list[dict[str, str]]:
-    """A text in which placeholders may stand, as texts and media."""
-    kinds = {placeholder(kind): kind for kind in MEDIA_KINDS}
-    pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text)
-    return [{"type": kinds[p]} if p in kinds else {"type": "text", "text": p} for p in pieces if p]
 
 
 def _kinds_in_template(tokenizer: AnyTokenizer) -> set[str]:

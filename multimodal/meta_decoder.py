@@ -1,59 +1,25 @@
-"""A decoder without data, on the meta device: built from sizes or a configuration, and run for what it costs.
+"""A decoder without data, on the meta device: built from a configuration, and run for what it costs.
 
 Legend: B batch, T tokens, D decoder width, N positions with a loss.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.errors import UserError, reported_as
+from multimodal.errors import reported_as
 from multimodal.loss import rows_loss
 from multimodal.memory import AdapterMemory, CrossMemory
 from multimodal.meta_layers import layers_once
 from multimodal.meta_run import META, PieceCost, Pieces
 from multimodal.pretrained import find_decoder
 from multimodal.seam import KEYWORD
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderShape:
-    """Sizes of a Llama decoder (Llama 3 paper, table 3 / spec 0.2). The defaults are those of 8B."""
-
-    layers: int = 32
-    width: int = 4096
-    heads: int = 32
-    kv_heads: int = 8
-    ffn: int = 14336
-    vocabulary: int = 128256
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads", "kv_heads", "ffn", "vocabulary"):
-            if getattr(self, name) < 1:
-                raise UserError(f"decoder: {name} {getattr(self, name)}, expected 1 or more")
-        if self.width % self.heads or self.heads % self.kv_heads:
-            raise UserError(
-                f"decoder: width {self.width}, {self.heads} heads, {self.kv_heads} key/value heads; expected each to "
-                "be a multiple of the next"
-            )
-
-    def config(self) -> LlamaConfig:
-        """For `transformers`."""
-        return LlamaConfig(
-            num_hidden_layers=self.layers,
-            hidden_size=self.width,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            intermediate_size=self.ffn,
-            vocab_size=self.vocabulary,
-            tie_word_embeddings=False,
-        )
 
 
 def read_config(name: str) -> PretrainedConfig:

@@ -148,6 +148,11 @@ class RunCost:
     kept: int
     peak: int
 
+    @property
+    def flops(self) -> int:
+        """Operations of all pieces in both directions."""
+        return sum(piece.forward + piece.backward for piece in self.pieces)
+
 
 class Kernels(TorchFunctionMode):
     """Calls of torch as a GPU would run them.

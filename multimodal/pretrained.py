@@ -66,6 +66,13 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     return lm, read_tokenizer(path, name=name)
 
 
+def write_decoder(lm: PreTrainedModel, tokenizer: AnyTokenizer, folder: Path) -> None:
+    """A folder that `read_decoder` and `transformers` read."""
+    logging.disable_progress_bar()
+    lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
     """The tokenizer of a decoder's folder or hub name; `name` is what the message calls the decoder.
 

@@ -11,16 +11,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from multimodal.data.packing import IGNORE, PackedRows
 from multimodal.data.text import chat_document
+from multimodal.decoder_shape import DecoderShape
 from multimodal.tokenizer import AnyTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderShape:
-    """Sizes: RMSNorm, RoPE, SwiGLU, grouped-query attention, tied embeddings (Llama 3 paper, section 3.2)."""
+class NewDecoder:
+    """Sizes of a small decoder to be trained: RMSNorm, RoPE, SwiGLU, grouped-query attention, tied embeddings (Llama 3
+    paper, section 3.2).
+    """
 
     width: int = 256
     layers: int = 6
@@ -31,14 +34,20 @@ class DecoderShape:
     """Low: texts are short, and fast rotations tell near positions apart."""
 
     def build(self, tokenizer: AnyTokenizer, *, context: int) -> LlamaForCausalLM:
-        """A randomly initialised decoder for `tokenizer`."""
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.width,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            intermediate_size=self.ffn,
+        """A randomly initialised decoder for `tokenizer`.
+
+        Raises:
+            UserError: sizes that do not go together.
+        """
+        shape = DecoderShape(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            ffn=self.ffn,
+            vocabulary=len(tokenizer),
+        )
+        config = shape.config(
             tie_word_embeddings=True,
             max_position_embeddings=context,
             rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},

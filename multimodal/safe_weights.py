@@ -1,6 +1,9 @@
 """Nothing from a model folder is ever run: weights are safetensors, and code that lies beside them is left alone."""
 
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from multimodal.errors import UserError
 
@@ -31,6 +34,27 @@ def expect_safetensors(folder: Path, *, what: str, reader: str) -> None:
             f"{what} {folder}: its weights are a pickle ({pickle.name}), which may run code; expected safetensors (if "
             f"you trust it: {reader}.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW_FOLDER))"
         )
+
+
+def open_safetensors(file: Path, *, expected: str) -> Any:
+    """The tensors of a file, each read when it is asked for: `safe_open` of safetensors, to be used in a `with` or not.
+
+    Args:
+        expected: ends the message, as in "expected the adapter's tensors".
+
+    Raises:
+        UserError: no such file, a broken one, or a pickle, be it in its place or under a name of its own.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        if (pickle := file if is_pickle(file) else only_pickle(file.parent)) is not None:
+            problem = f"{pickle}: a pickle, which may run code"
+        elif not file.exists():
+            problem = f"{file}: no such file"
+        else:
+            problem = f"{file}: cannot be read, perhaps truncated ({error})"
+        raise UserError(f"{problem}; {expected}") from error
 
 
 def is_pickle(file: Path) -> bool:

@@ -123,12 +123,12 @@ class StageCost:
     @property
     def flops(self) -> float:
         """Operations of a sample, nothing recomputed."""
-        return sum(piece.forward + piece.backward for piece in self.run.pieces) / self.batch
+        return self.run.flops / self.batch
 
     @property
     def flops_checkpointed(self) -> float:
         """Operations of a sample where activations are recomputed."""
-        return sum(piece.forward + piece.backward for piece in self.checkpointed.pieces) / self.batch
+        return self.checkpointed.flops / self.batch
 
     def memory(self, settings: Settings) -> Memory:
         """Bytes of a step with these settings; with bf16 weights at most, as autocast then makes no copies of them."""

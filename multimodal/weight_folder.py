@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from multimodal.errors import UserError, up_to_ten
-from multimodal.safe_weights import is_pickle, only_pickle
+from multimodal.safe_weights import only_pickle, open_safetensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 * 2**30
@@ -89,13 +88,8 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; expected a shard that {INDEX} names") from None
-    except SafetensorError as error:
-        found = "a pickle, which may run code" if is_pickle(file) else f"cannot be read, perhaps truncated ({error})"
-        raise UserError(f"{file}: {found}; expected safetensors") from None
+    of_index = "" if file.name == WEIGHTS else f", as {INDEX} names them"
+    return open_safetensors(file, expected=f"expected safetensors{of_index}")
 
 
 def expect_same_tensors(found: Mapping[str, object], expected: Mapping[str, object], *, problem: str) -> None:

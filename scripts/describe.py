@@ -8,7 +8,6 @@ training recipe. Flags change its settings: --encoder.tile-size 560. Nothing is 
 built and run on tensors without data.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,8 @@ from rich.console import Console
 
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
-from multimodal.stage_cost import StageCost, Workload
+from multimodal.report import write_json
+from multimodal.stage_cost import Workload
 from scripts.description import Description, as_json, tables
 from scripts.stages import encoder_sizes, stage_costs
 from scripts.systems import build, read_system
@@ -67,7 +67,7 @@ def describe(name: str, workload: Workload, flags: Sequence[str] = ()) -> Descri
     """
     system = read_system(name, flags)
     plain, checkpointed = build(system), build(system, checkpointing=True)
-    stages: list[StageCost] = stage_costs(plain, checkpointed, workload)
+    stages = stage_costs(plain, checkpointed, workload)
     return Description.of(system, plain, workload, stages, encoder_sizes(system))
 
 
@@ -82,8 +82,7 @@ def main() -> None:
     for table in tables(description):
         console.print(table)
     if config.json is not None:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(as_json(description), indent=1) + "\n", encoding="utf-8")
+        write_json(config.json, as_json(description))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from multimodal.data.text import (
     stretch,
 )
 from multimodal.errors import UserError, run_cli
-from multimodal.pretrained import read_decoder
-from multimodal.pretraining import DecoderShape, DecoderTask, answer_perplexity, answers, exact_share, perplexity
+from multimodal.pretrained import read_decoder, write_decoder
+from multimodal.pretraining import DecoderTask, NewDecoder, answer_perplexity, answers, exact_share, perplexity
 from multimodal.report import write_json
 from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
@@ -51,7 +51,7 @@ class Config:
     run_dir: Path
     """Folder for the run; the decoder is saved in its `decoder` subfolder."""
     train: TrainConfig
-    shape: DecoderShape = field(default_factory=DecoderShape)
+    shape: NewDecoder = field(default_factory=NewDecoder)
     vocabulary: int = 2048
     """Entries of the tokenizer."""
     context: int = 256
@@ -242,8 +242,7 @@ def main() -> None:
         ),
         config_yaml=dump(config),
     )
-    lm.eval().to(torch.bfloat16).save_pretrained(config.run_dir / "decoder")  # type: ignore[arg-type]
-    tokenizer.save_pretrained(config.run_dir / "decoder")
+    write_decoder(lm.eval().to(torch.bfloat16), tokenizer, config.run_dir / "decoder")  # type: ignore[arg-type]
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():

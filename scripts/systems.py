@@ -14,8 +14,9 @@ from transformers import PretrainedConfig
 
 from multimodal.config import parse
 from multimodal.decoder import FrozenDecoder
+from multimodal.decoder_shape import DecoderShape
 from multimodal.errors import UserError
-from multimodal.meta_decoder import DecoderShape, meta_decoder, read_config
+from multimodal.meta_decoder import meta_decoder, read_config
 from multimodal.meta_run import META
 from speech import speech_cost
 from speech.asr_training import AsrConfig
@@ -151,10 +152,10 @@ def read_system(name: str, flags: Sequence[str] = ()) -> System:
         UserError: there is none, it configures nothing that is known here, or a setting is wrong.
     """
     file = config_file(name)
+    given = _top_level(file)
     errors: list[UserError] = []
     for kind, system_of in KINDS.items():
         names = {setting.name for setting in fields(kind)}
-        given = _top_level(file)
         if not given <= names:
             continue
         required = ["--run-dir", "unused"] if "run_dir" in names and "run_dir" not in given else []

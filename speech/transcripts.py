@@ -6,7 +6,6 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from multimodal.data.hub import is_hub_name
 from multimodal.data.tables import (
     hashed_split,
     manifest_lines,
@@ -17,6 +16,7 @@ from multimodal.data.tables import (
     table_delimiter,
 )
 from multimodal.errors import UserError
+from multimodal.hub_names import is_hub_name
 from speech.audio import AUDIO_SUFFIXES
 from speech.fsdd import is_fsdd, read_fsdd
 from speech.grid import grid_sentence, is_grid_name, read_align
@@ -86,7 +86,7 @@ def _is_for_datasets(path: Path, split: str) -> bool:
     name of the hub."""
     if path.is_dir():
         return _find_table(path, split) is None and any(path.rglob("*.parquet"))
-    return not path.exists() and path.suffix not in TABLE_SUFFIXES and is_hub_name(str(path))
+    return path.suffix not in TABLE_SUFFIXES and is_hub_name(str(path), owner=False)
 
 
 def _read_files(path: Path, split: str, columns: SpeechColumns) -> list[tuple[Row, Sound]]:

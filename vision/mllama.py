@@ -29,7 +29,7 @@ from multimodal.errors import UserError
 from multimodal.files import new_folder
 from multimodal.messages import placeholder
 from multimodal.model import MultimodalModel
-from multimodal.pretrained import read_tokenizer
+from multimodal.pretrained import read_tokenizer, write_decoder
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.precision import resolve_device
 from multimodal.weight_folder import SHARD_BYTES, Shape, expect_same_tensors, open_weights, write_weights
@@ -87,7 +87,7 @@ def read_mllama(folder: Path, *, numerics: Numerics = "reference", device: str =
         with as_written(file):
             lm.generation_config = GenerationConfig.from_pretrained(folder)
     _expect_same_pictures(folder, _image(model).tiling)
-    ours, sizes = _tensors(model), sizes_of(config, numerics)
+    ours, sizes = tensors_of(model), sizes_of(config, numerics)
     rows = rows_of(sizes)
     with torch.no_grad():
         for name, tensor in weights:
@@ -116,7 +116,7 @@ def write_mllama(model: MultimodalModel, folder: Path, *, shard_bytes: int = SHA
         tokenizer=_with_image_token(model.tokenizer, config.text_config.vocab_size),
         chat_template=model.tokenizer.chat_template,
     )
-    ours, rows, shapes = _tensors(model), rows_of(sizes), _expected_shapes(config)
+    ours, rows, shapes = tensors_of(model), rows_of(sizes), _expected_shapes(config)
 
     @torch.no_grad()
     def tensor(name: str) -> Tensor:
@@ -140,8 +140,7 @@ def split_mllama(source: Path, target: Path, *, numerics: Numerics = "reference"
     """
     with new_folder(target) as draft:
         model = read_mllama(source, numerics=numerics, device="cpu")
-        cast(Any, model.decoder.lm).save_pretrained(draft / "decoder")
-        model.tokenizer.save_pretrained(draft / "decoder")
+        write_decoder(cast(Any, model.decoder.lm), model.tokenizer, draft / "decoder")
         model.decoder_name = str(target.resolve() / "decoder")
         model.save_pretrained(draft / "adapter", recipe={"converted_from": source.name})
 
@@ -165,7 +164,7 @@ def _image(model: MultimodalModel) -> Any:
     return model.modalities["image"]
 
 
-def _tensors(model: MultimodalModel) -> dict[str, Tensor]:
+def tensors_of(model: MultimodalModel) -> dict[str, Tensor]:
     """All tensors of a model by the names of `vision.mllama_names`; a tied head under its own name too."""
     return {
         **{f"lm.{name}": tensor for name, tensor in model.decoder.lm.state_dict(keep_vars=True).items()},

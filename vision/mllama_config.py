@@ -196,6 +196,7 @@ def _check_representable(lm: Any, image: ImageConfig) -> None:
     quantization = quantization_of(lm)
     wrong = {
         f"a decoder in {quantization}": quantization != "none",
+        "a decoder without a token to begin with": text.bos_token_id is None,
         f"a decoder of the family {text.model_type}": text.model_type != "llama",
         "biases in the decoder": getattr(text, "attention_bias", False) or getattr(text, "mlp_bias", False),
         f"a decoder with heads of {head_dim}": head_dim * text.num_attention_heads != text.hidden_size,

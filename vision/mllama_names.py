@@ -11,7 +11,7 @@ image modality. The checkpoint's names are those of transformers since 4.52; on 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -241,17 +241,21 @@ def rows_of(sizes: Sizes) -> dict[str, list[Row]]:
 
 def read_into(ours: Mapping[str, Tensor], tensor: Tensor, of: list[Row], sizes: Sizes) -> None:
     """Copy a tensor of the checkpoint to where its rows say."""
-    for row in of:
-        for target, source in zip(row.ours_at(ours[row.ours], sizes), row.theirs_at(tensor, sizes), strict=True):
-            target.copy_(source)
+    for our_part, their_part in _pairs(ours, tensor, of, sizes):
+        our_part.copy_(their_part)
 
 
 def written_from(ours: Mapping[str, Tensor], tensor: Tensor, of: list[Row], sizes: Sizes) -> Tensor:
     """The inverse: fill a tensor of the checkpoint, zeros to begin with."""
-    for row in of:
-        for source, target in zip(row.ours_at(ours[row.ours], sizes), row.theirs_at(tensor, sizes), strict=True):
-            target.copy_(source)
+    for our_part, their_part in _pairs(ours, tensor, of, sizes):
+        their_part.copy_(our_part)
     return tensor
+
+
+def _pairs(ours: Mapping[str, Tensor], tensor: Tensor, of: list[Row], sizes: Sizes) -> Iterator[tuple[Tensor, Tensor]]:
+    """Equal parts of Graft's tensors and of one of the checkpoint, as its rows say."""
+    for row in of:
+        yield from zip(row.ours_at(ours[row.ours], sizes), row.theirs_at(tensor, sizes), strict=True)
 
 
 def canonical(name: str) -> str:

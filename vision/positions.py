@@ -65,9 +65,6 @@ def tile_rows(grids: Sequence[Grid], max_tiles: int, *, padded: bool = False) ->
 def sine_positions(side: int, width: int) -> Tensor:
     """Sines and cosines of the row and of the column of each patch [side * side, width], periods from two tiles down
     to two patches; what `width` has beyond a multiple of 4 is 0.
-
-    A position has the size of what the stem says of a patch. Learnt from small random vectors it stays a sixth of that
-    and fades layer by layer (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k", also start from sines).
     """
     waves = width // 4
     rates = math.pi / side * side ** (torch.arange(waves) / max(1, waves - 1))
@@ -127,7 +124,9 @@ class GatedPositions(nn.Module):
         self.side = side
         length = side * side + 1
         class_1D = torch.randn(1, width) * width**-0.5
-        self.local_LD = nn.Parameter(torch.cat([class_1D, sine_positions(side, width)]))
+        # Small random vectors stay a sixth of what the stem says of a patch and fade layer by layer (Beyer et al. 2022,
+        # "Better plain ViT baselines for ImageNet-1k", also start from sines). Whole sines are larger than the stem.
+        self.local_LD = nn.Parameter(torch.cat([class_1D, 0.5 * sine_positions(side, width)]))
         self.tiled_RLD = nn.Parameter(torch.zeros(tile_row_count(max_tiles, padded=padded), length, width))
         self.gate = TanhGate()
         self.stretch_local_()

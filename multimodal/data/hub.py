@@ -4,7 +4,6 @@ Media stay the compressed bytes that they came as: nothing is decoded here, so t
 used, and sound needs no torchcodec.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -13,16 +12,10 @@ from typing import Any
 from multimodal.data.tables import split_names
 from multimodal.errors import UserError
 
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 CONVERTED = "refs/convert/parquet"
 """Where the hub keeps a parquet copy of data sets that are scripts, which `datasets` no longer runs."""
 
 Row = Mapping[str, Any]
-
-
-def is_hub_name(source: str) -> bool:
-    """Whether a source that is nothing here may be a data set of the hub: a name, or owner/name."""
-    return _NAME.fullmatch(source) is not None
 
 
 def stream_split(name: str, *, split: str | None = None, subset: str | None = None) -> tuple[str, Iterator[Row]]:

@@ -6,11 +6,11 @@ Captions are short and of mixed length. The picture stands first in its prompt: 
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from multimodal.batch import Batch, Sample, Turn
 from multimodal.decoder import FrozenDecoder
@@ -21,7 +21,7 @@ from multimodal.train.optim import build_optimizer, freeze_and_select, scale_and
 from multimodal.train.precision import autocast
 from scripts.benchmarks.case import Settings
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig
+from vision.image_modality import ImageConfig
 from vision.tiling import Grid, Tiles
 
 GRIDS: dict[int, Grid] = {1: (1, 1), 2: (1, 2), 4: (2, 2)}
@@ -57,35 +57,20 @@ def captioning_model(settings: Settings, job: Job) -> MultimodalModel:
     On a GPU the decoder is kept in bf16 as in training.
     """
     size, device = settings.size, settings.torch_device
-    shape, encoder = size.decoder, size.encoder
+    shape = replace(size.decoder, layers=job.layers or size.decoder.layers)
     tokenizer = AutoTokenizer.from_pretrained(builtin_folder("decoder"))
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        num_hidden_layers=job.layers or shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.ffn,
+    config = shape.config(
         rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=None,  # every generation is as long as asked
     )
     torch.manual_seed(settings.seed)
     with torch.device(device):
         lm = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if settings.on_gpu else torch.float32)
         model = MultimodalModel(FrozenDecoder(lm), tokenizer, decoder_name="benchmark")
-        options = EncoderOptions(
-            tile_size=encoder.tile,
-            patch_size=encoder.patch,
-            width=encoder.width,
-            layers=encoder.layers,
-            global_layers=encoder.global_layers,
-            heads=encoder.heads,
-            tap_norm=False,  # the released model has none
-        )
-        model.add("image", ImageConfig(encoder=options, adapter=ImageAdapterConfig(cross_layers=size.cross_layers)))
+        adapter = ImageAdapterConfig(cross_layers=size.cross_layers)
+        model.add("image", ImageConfig(encoder=size.encoder, adapter=adapter))
     _open_gates(model.modalities)
     return model.train()
 
@@ -119,10 +104,10 @@ def prompts(settings: Settings, job: Job) -> list[Sample]:
     ]
 
 
-def picture(settings: Settings, tiles: int, seed: int) -> Tiles:
+def _picture(settings: Settings, tiles: int, seed: int) -> Tiles:
     """A picture of noise."""
     generator = torch.Generator().manual_seed(seed)
-    side = settings.size.encoder.tile
+    side = settings.size.encoder.tile_size
     return Tiles(torch.randn(tiles, 3, side, side, generator=generator), GRIDS[tiles])
 
 
@@ -131,7 +116,7 @@ def _sample(settings: Settings, prompt: list[int], answer: list[int], tiles: int
         return Sample({}, (Turn([FIRST_TOKEN, *prompt], answer, {}),))
     placeholder = settings.size.decoder.vocabulary
     return Sample(
-        {"image": (picture(settings, tiles, seed),)}, (Turn([placeholder, *prompt], answer, {"image": (0,)}),)
+        {"image": (_picture(settings, tiles, seed),)}, (Turn([placeholder, *prompt], answer, {"image": (0,)}),)
     )
 
 

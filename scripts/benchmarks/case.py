@@ -140,7 +140,6 @@ class Finding:
     name: str
     measure: Callable[[], float] | None
     most: float | None = None
-    unit: str = ""
     note: str = ""
 
 

@@ -14,7 +14,7 @@ from transformers.models.lasr.modeling_lasr import LasrEncoderBlock, LasrEncoder
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
 
 from speech.conformer import Conformer
-from speech.frames import frame_mask, stack_frames
+from speech.frames import ceil_divide, frame_mask, stack_frames
 
 
 class Behind(nn.Module):
@@ -29,7 +29,7 @@ class Behind(nn.Module):
 
     def forward(self, features_BMF: Tensor, lengths_B: Tensor) -> Tensor:
         x_BTD = self.input(stack_frames(features_BMF, self.stacked))
-        return self.stack(x_BTD, -(-lengths_B // self.stacked))
+        return self.stack(x_BTD, ceil_divide(lengths_B, self.stacked))
 
 
 class Lasr(nn.Module):

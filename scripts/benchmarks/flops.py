@@ -8,8 +8,10 @@ its weights), a frozen one above the first adapter twice, below it once; what te
 from dataclasses import dataclass
 
 from multimodal.batch import Batch
+from multimodal.decoder_shape import DecoderShape
 from multimodal.loss import IGNORE
-from scripts.benchmarks.sizes import DecoderShape, EncoderShape, Size
+from scripts.benchmarks.sizes import Size
+from vision.encoder import ImageEncoderConfig
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 """Dense bf16 operations a second, by a part of the card's name (the makers' data sheets)."""
@@ -36,7 +38,7 @@ def count_batch(batch: Batch, size: Size) -> Counted:
     lengths, targets = batch.attention_mask.sum(1).tolist(), (batch.targets != IGNORE).sum(1).tolist()
     with_media = batch.rows_with_media()
     tiles = batch.media["image"].items.lengths if batch.media else []
-    per_tile = size.encoder.patches + 1
+    per_tile = size.encoder.patch_side**2 + 1
     return Counted(
         pictures=tuple(count * per_tile for count in tiles),
         seeing=tuple(length for row, length in enumerate(lengths) if row in with_media),
@@ -46,13 +48,13 @@ def count_batch(batch: Batch, size: Size) -> Counted:
     )
 
 
-def encoder_forward(shape: EncoderShape, tokens: int) -> float:
+def encoder_forward(shape: ImageEncoderConfig, tokens: int) -> float:
     """One picture through the image encoder."""
-    blocks = shape.layers + shape.global_layers
+    blocks, in_tile = shape.layers + shape.global_layers, shape.patch_side**2
     linear = 2 * 12 * shape.width**2 * tokens
     attention = 4 * tokens**2 * shape.width
-    patches = tokens // (shape.patches + 1) * shape.patches
-    return blocks * (linear + attention) + 2 * 3 * shape.patch**2 * shape.width * patches
+    patches = tokens // (in_tile + 1) * in_tile
+    return blocks * (linear + attention) + 2 * 3 * shape.patch_size**2 * shape.width * patches
 
 
 def decoder_layer_forward(shape: DecoderShape, tokens: int) -> float:

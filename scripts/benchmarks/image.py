@@ -268,7 +268,7 @@ def _cached_against_mllama(settings: Settings, job: Job) -> Pair:
 
 
 def _write_pictures(folder: Path, settings: Settings, job: Job) -> list[Path]:
-    side = settings.size.encoder.tile
+    side = settings.size.encoder.tile_size
     generator = torch.Generator().manual_seed(settings.seed)
     paths = []
     for number in range(job.batch):
@@ -288,11 +288,10 @@ def _against_plain(settings: Settings, job: Job, names: tuple[str, ...]) -> Pair
     ours = _ours(settings, job)
     model, batch = ours.model, ours.batch
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step = training_step(lambda: model.loss(batch), optimizer_of(model, job), settings)
 
     def plain() -> object:
         with without(model, names):
-            return step()
+            return ours.side.step()
 
     def agree() -> Agreement:
         losses, gradients = [], []

@@ -5,40 +5,13 @@ short captions: three to four times as much for the one tile as for the text (sp
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+from multimodal.decoder_shape import DecoderShape
 from speech.best_rq import BestRQConfig
 from speech.conformer import ConformerConfig
+from vision.image_modality import EncoderOptions
 from vision.temporal_aggregator import TemporalAggregatorConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderShape:
-    """Of a Llama decoder."""
-
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocabulary: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderShape:
-    """Of an image encoder. A tile has a token for each patch and one more, which may be no multiple of 8 together:
-    `transformers` masks everything then."""
-
-    tile: int
-    patch: int
-    width: int
-    layers: int
-    global_layers: int
-    heads: int
-
-    @property
-    def patches(self) -> int:
-        """Of a tile."""
-        return (self.tile // self.patch) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +19,8 @@ class Size:
     """Everything that is built.
 
     Attributes:
+        encoder: of pictures. Patches of a tile and one token more may be no multiple of 8 together: `transformers`
+            masks everything then.
         cross_layers: cross-attention layers of the image adapter.
         batch: samples of a training step.
         sweep_batch: samples of a step in the rows that only show how time and memory grow.
@@ -59,11 +34,11 @@ class Size:
 
     name: str
     decoder: DecoderShape
-    encoder: EncoderShape
+    encoder: EncoderOptions
     cross_layers: int
-    batch: int
-    sweep_batch: int
-    prompt: int
+    batch: int = 8
+    sweep_batch: int = 4
+    prompt: int = 10
     caption: tuple[int, int]
     new_tokens: int
     batches: tuple[int, ...]
@@ -72,21 +47,20 @@ class Size:
     conformer: ConformerConfig
     best_rq: BestRQConfig
     sounds: int
-    longest_seconds: float
+    longest_seconds: float = 20.0
     aggregator: TemporalAggregatorConfig
     frames: tuple[int, ...]
     clip_seconds: float
     clip_side: int
 
 
+_encoder = partial(EncoderOptions, tap_norm=False)  # the released model has none
+
 CPU = Size(
     name="cpu",
     decoder=DecoderShape(width=256, layers=8, heads=8, kv_heads=2, ffn=704, vocabulary=4096),
-    encoder=EncoderShape(tile=96, patch=8, width=192, layers=6, global_layers=2, heads=6),
+    encoder=_encoder(tile_size=96, patch_size=8, width=192, layers=6, global_layers=2, heads=6),
     cross_layers=2,
-    batch=8,
-    sweep_batch=4,
-    prompt=10,
     caption=(8, 40),
     new_tokens=24,
     batches=(2, 4, 8, 16),
@@ -95,7 +69,6 @@ CPU = Size(
     conformer=ConformerConfig(width=144, layers=6, heads=4, ffn=576, dropout=0.0),
     best_rq=BestRQConfig(),
     sounds=8,
-    longest_seconds=20.0,
     aggregator=TemporalAggregatorConfig(),
     frames=(4, 8, 16, 32),
     clip_seconds=8.0,
@@ -104,12 +77,9 @@ CPU = Size(
 
 GPU_8B = Size(
     name="8b",
-    decoder=DecoderShape(width=4096, layers=32, heads=32, kv_heads=8, ffn=14336, vocabulary=128_256),
-    encoder=EncoderShape(tile=560, patch=14, width=1280, layers=32, global_layers=8, heads=16),
+    decoder=DecoderShape(),
+    encoder=_encoder(tile_size=560, patch_size=14, width=1280, layers=32, global_layers=8, heads=16),
     cross_layers=8,
-    batch=8,
-    sweep_batch=4,
-    prompt=10,
     caption=(8, 64),
     new_tokens=64,
     batches=(1, 2, 4, 8),
@@ -118,7 +88,6 @@ GPU_8B = Size(
     conformer=ConformerConfig(width=1536, layers=24, heads=24, ffn=4096, dropout=0.0),
     best_rq=BestRQConfig(codebooks=16, entries=8192),
     sounds=16,
-    longest_seconds=20.0,
     aggregator=TemporalAggregatorConfig(latents=64, width=1280, heads=16),
     frames=(16, 32, 64),
     clip_seconds=20.0,
@@ -128,7 +97,7 @@ GPU_8B = Size(
 TINY = Size(
     name="tiny",
     decoder=DecoderShape(width=32, layers=4, heads=4, kv_heads=2, ffn=48, vocabulary=2048),
-    encoder=EncoderShape(tile=16, patch=8, width=16, layers=2, global_layers=1, heads=2),
+    encoder=_encoder(tile_size=16, patch_size=8, width=16, layers=2, global_layers=1, heads=2),
     cross_layers=2,
     batch=4,
     sweep_batch=2,

@@ -91,14 +91,10 @@ def _step(loss: Callable[[], Tensor], module: nn.Module, settings: Settings) -> 
     return step
 
 
-def _sum_of_valid(encoder: nn.Module, batch: SpeechBatch, stack: int) -> Tensor:
+def _sum_of_valid(encoder: nn.Module, batch: SpeechBatch, lengths_B: Tensor) -> Tensor:
+    """`lengths_B`: frames of the encoder's output that are no padding."""
     out_BTD = encoder(batch.padded, batch.lengths)
-    return out_BTD.float().masked_fill(~_valid(batch, stack)[..., None], 0).square().sum()
-
-
-def _valid(batch: SpeechBatch, stack: int) -> Tensor:
-    frames = -(-int(batch.lengths.max()) // stack)
-    return frame_mask(-(-batch.lengths // stack), frames)
+    return out_BTD.float().masked_fill(~frame_mask(lengths_B, out_BTD.shape[1])[..., None], 0).square().sum()
 
 
 def _against_conformer(settings: Settings, peer: str) -> Pair:
@@ -106,11 +102,12 @@ def _against_conformer(settings: Settings, peer: str) -> Pair:
     # LASR has batch norm alone: in eval mode, for its statistics would take in padding.
     ours = _encoder(settings) if differs else _encoder(settings, conv_norm="batch").eval()
     theirs = build(ours).to(settings.device).train(ours.training)
-    batch, stack = ragged_batch(settings), ours.config.stack
-    frames = int((-(-batch.lengths // stack)).sum())
+    batch = ragged_batch(settings)
+    lengths_B = ours.output_length(batch.lengths)
+    frames = int(lengths_B.sum())
 
     def agree() -> Agreement:
-        valid_BT = _valid(batch, stack)
+        valid_BT = frame_mask(lengths_B, int(lengths_B.max()))
         outputs = [module(batch.padded, batch.lengths)[valid_BT] for module in (ours, theirs)]
         weights = [ours.input.weight, theirs.input.weight]
         # Not of the squares: of normed features these add up to the same whatever the weights are.
@@ -122,7 +119,7 @@ def _against_conformer(settings: Settings, peer: str) -> Pair:
         )
 
     our_side, their_side = (
-        Side(_step(partial(_sum_of_valid, module, batch, stack), module, settings), len(batch), frames)
+        Side(_step(partial(_sum_of_valid, module, batch, lengths_B), module, settings), len(batch), frames)
         for module in (ours, theirs)
     )
     return Pair(our_side, their_side, None if differs else agree)
@@ -131,10 +128,11 @@ def _against_conformer(settings: Settings, peer: str) -> Pair:
 def _best_rq_over_encoder(settings: Settings) -> Pair:
     encoder = _encoder(settings)
     task = BestRQTask(encoder, settings.size.best_rq).to(settings.device)
-    batch, stack = ragged_batch(settings), encoder.config.stack
-    frames = int((-(-batch.lengths // stack)).sum())
+    batch = ragged_batch(settings)
+    lengths_B = encoder.output_length(batch.lengths)
+    frames = int(lengths_B.sum())
     ours = _step(lambda: task.loss(batch)[0], task, settings)
-    alone = _step(partial(_sum_of_valid, encoder, batch, stack), encoder, settings)
+    alone = _step(partial(_sum_of_valid, encoder, batch, lengths_B), encoder, settings)
     return Pair(Side(ours, len(batch), frames), Side(alone, len(batch), frames), None)
 
 
@@ -174,7 +172,7 @@ def _best_rq_against_speechbrain(settings: Settings) -> Pair:
     task = BestRQTask(encoder, config).to(settings.device)
     other = SpeechbrainBestRQ(task).to(settings.device)
     batch = ragged_batch(settings)
-    frames = int((-(-batch.lengths // stack)).sum())
+    frames = int(encoder.output_length(batch.lengths).sum())
 
     def theirs() -> Tensor:
         mask_BT = mask_spans(batch.lengths, stack=stack, span=config.mask_span, probability=config.mask_probability)

@@ -73,8 +73,8 @@ def _mixed_against_parts(settings: Settings, job: Job) -> Pair:
     caption = (job.caption[1], job.caption[1])  # of one length, so that padding plays no part
     mixed = captioning_batch(model, settings, Job(batch=2 * job.batch, caption=caption, text_only=0.5))
     seeing = sorted(mixed.rows_with_media())
-    text_rows = [row for row in range(len(mixed.input_ids)) if row not in seeing]
-    pictures, text = mixed.of_rows(seeing), mixed.of_rows(text_rows)
+    blind = [row for row in range(len(mixed.input_ids)) if row not in seeing]
+    pictures, text = mixed.of_rows(seeing), mixed.of_rows(blind)
     optimizer = optimizer_of(model, job)
 
     def parts() -> tuple[Tensor, int]:

@@ -104,7 +104,7 @@ def _aggregating(settings: Settings, frames: int) -> Pair:
     features = size.encoder.width * 6
     torch.manual_seed(settings.seed)
     aggregator = TemporalAggregator(size.aggregator, feature_dim=features, out_dim=size.decoder.width).to(device)
-    per_frame = size.encoder.patches + 1
+    per_frame = size.encoder.patch_side**2 + 1
     tokens = torch.randn(frames * per_frame, features, device=device)
     inputs = ImageFeatures(tokens, (per_frame,) * frames)
     times = torch.linspace(0, 1, frames, device=device)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multimodal import adapter_files as module
+from multimodal import adapter_folder as adapter_folder_module
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from tests.multimodal.tiny_decoders import tiny_decoder
@@ -108,6 +109,14 @@ def test_what_is_known_of_an_adapter_goes_along_while_it_is_true(
     assert (config["recipe"], config["metrics"]) == ((recipe, metrics) if change is None else ({}, {}))
 
 
+def test_the_configuration_is_read_once(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is used, whatever happens to the file in between."""
+    real, read = adapter_folder_module.read_config, list[Path]()
+    monkeypatch.setattr(adapter_folder_module, "read_config", lambda folder: (read.append(folder), real(folder))[1])
+    load(adapter_folder)
+    assert read == [adapter_folder]
+
+
 # ---- another decoder ----------------------------------------------------------------------------------------------
 
 
@@ -194,14 +203,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "extra tensor": (add, "unknown stranger$"),
     "misshapen tensor": (reshape, r"extra_embedding\.weight \[3, 32\] for \[8, 32\]$"),
     "truncated weights": (truncate, "adapter.safetensors: cannot be read"),
-    "a pickle": (pickle_it, r"adapter\.bin: a pickle, which may run code; expected safetensors in adapter"),
+    "a pickle": (pickle_it, r"adapter\.bin: a pickle, which may run code; expected the adapter's tensors in"),
     "a pickle in disguise": (pickle_in_disguise, r"adapter\.safetensors: a pickle, which may run code; expected"),
     "settings of other weights": (
         lambda f: edit_config(f, other_width),
         r"does not fit the configuration: .*\[.* for \[",
     ),
     "settings of no use": (lambda f: edit_config(f, no_number), "settings of image that cannot be built"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), "adapter.safetensors: cannot be read"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "adapter.safetensors: no such file"),
     "no config": (lambda f: (f / CONFIG).unlink(), "no adapter_config.json; expected an adapter folder"),
     "config cut off": (lambda f: (f / CONFIG).write_text((f / CONFIG).read_text()[:40]), "not JSON"),
     "config not text": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\x00"), "not JSON"),
@@ -298,6 +307,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(folder: Path, trained: Mul
     (folder.with_name("adapter.new") / WEIGHTS).write_bytes(b"half")
     os.replace(folder, folder.with_name("adapter.old"))
     assert first_number(folder) == before
+    bare = load(folder)
+    bare.unload_adapter("image")
+    bare.load_adapter(folder)
+    assert torch.equal(logits(bare), logits(load(folder)))
     trained.save_pretrained(folder)
     assert first_number(folder) == pytest.approx(before + 1)
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]

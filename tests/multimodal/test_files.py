@@ -52,3 +52,12 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [folder.parent, folder, folder / "whole"]
     with pytest.raises(UserError, match="expected a new folder"), new_folder(folder):
         pass
+
+
+def test_an_empty_folder_that_somebody_stands_in_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with new_folder(Path(".")) as draft:
+        (draft / "whole").write_text("1")
+    assert list(tmp_path.rglob("*")) == [folder, folder / "whole"]

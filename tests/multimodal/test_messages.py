@@ -184,6 +184,13 @@ def test_encode_finds_every_placeholder() -> None:
     assert tokenizer.decode(video) == "<|video|>" and max(video) < IMAGE
 
 
+@pytest.mark.parametrize("said", ["", "<|image|> and <|audio|>"])
+def test_encode_without_any_media_is_that_of_the_tokenizer(said: str) -> None:
+    assert Vocabulary(builtin_tokenizer(), {}).encode(said) == builtin_tokenizer().encode(
+        said, add_special_tokens=False
+    )
+
+
 # What cannot be meant --------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
-from multimodal.pretrained import decoder_path, find_decoder, load_decoder
+from multimodal.pretrained import decoder_path, find_decoder, load_decoder, read_decoder, write_decoder
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.multimodal.tiny_tokenizers import builtin_tokenizer
 from tests.tiny_models import decoder_for
@@ -140,6 +140,15 @@ def test_damage_is_named_in_one_line(
 def test_loading_writes_nothing_to_the_terminal(decoder_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_written_is_read_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lm = decoder_for(builtin_tokenizer())
+    write_decoder(lm, builtin_tokenizer(), tmp_path / "new" / "decoder")
+    assert capfd.readouterr() == ("", "")
+    again, tokenizer = read_decoder(str(tmp_path / "new" / "decoder"), dtype=torch.float32)
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), lm.parameters(), strict=True))
+    assert tokenizer.get_vocab() == builtin_tokenizer().get_vocab()
 
 
 def test_a_tied_head_is_no_missing_tensor(decoder_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pre-training of the built-in decoder: its start, its loss, and the ways in which it is measured."""
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 
 from multimodal.data.packing import IGNORE, Document, Row, pack_rows
 from multimodal.data.text import chat_document
+from multimodal.errors import UserError
 from multimodal.pretraining import (
-    DecoderShape,
     DecoderTask,
+    NewDecoder,
     answer_perplexity,
     answers,
     exact_share,
@@ -21,7 +23,7 @@ from multimodal.pretraining import (
 )
 from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
 
-SHAPE = DecoderShape(width=32, layers=2, heads=4, kv_heads=2, ffn=48)
+SHAPE = NewDecoder(width=32, layers=2, heads=4, kv_heads=2, ffn=48)
 
 
 @cache
@@ -53,6 +55,11 @@ def test_a_built_decoder_has_the_shape_asked_for() -> None:
     assert lm.lm_head.weight is lm.model.embed_tokens.weight
     special = (config.bos_token_id, config.eos_token_id, config.pad_token_id)
     assert special == (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+def test_sizes_that_do_not_go_together_are_one_line() -> None:
+    with pytest.raises(UserError, match="decoder: width 32, 3 heads"):
+        replace(SHAPE, heads=3).build(builtin_tokenizer(), context=128)
 
 
 def test_queries_start_like_keys_and_outputs_like_values() -> None:

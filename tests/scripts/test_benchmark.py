@@ -73,6 +73,8 @@ def test_mllama_has_our_function_with_and_without_pictures() -> None:
     assert {name for name, p in other.items() if p.grad is None} == {
         name for name, p in other.items() if not p.requires_grad
     }
+    shared = {p.data_ptr() for p in model.parameters()}
+    assert all((p.data_ptr() in shared) is not p.requires_grad for name, p in other.items() if "embed" not in name)
     with strict_masks(), torch.no_grad():
         strict = peer(**parts[0]).loss
     assert abs(strict - peer(**parts[0]).loss) > 1e-6, "its own masks let real tokens see padded tiles"

@@ -5,7 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from multimodal.meta_decoder import DecoderShape, meta_decoder
+from multimodal.decoder_shape import DecoderShape
+from multimodal.meta_decoder import meta_decoder
 from multimodal.meta_run import META
 from multimodal.stage_cost import Workload
 from speech.best_rq import BestRQConfig, BestRQTask, mask_spans

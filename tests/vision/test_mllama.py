@@ -375,6 +375,13 @@ def test_a_quantised_decoder_cannot_be_written(folder: Path, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_decoder_that_begins_with_nothing_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    ours: Any = read(folder)
+    ours.decoder.lm.config.bos_token_id = None
+    with pytest.raises(UserError, match="cannot hold a decoder without a token to begin with"):
+        write_mllama(ours, tmp_path / "written")
+
+
 @pytest.mark.parametrize(
     ("part", "settings", "said"),
     [
