@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from multimodal.errors import UserError, reported_as, up_to_ten
 from multimodal.hashing import weights_sha256
+from multimodal.layers import Encoder
 from multimodal.pretrained import quiet_transformers
 from multimodal.safe_weights import SAFE, expect_safetensors
 
@@ -50,7 +51,7 @@ class Loaded:
     unknown: list[str]
 
 
-class HubEncoder(nn.Module):
+class HubEncoder(Encoder):
     """An encoder around a `model` of `transformers`.
 
     Those of each modality give the same face to it: `forward_intermediates` with their own inputs, and `layers`.
@@ -137,10 +138,6 @@ class HubEncoder(nn.Module):
             gradients = torch.autograd.grad(self.probe().sum(), learnt, allow_unused=True)
         reached = {id(p) for p, gradient in zip(learnt, gradients, strict=True) if gradient is not None}
         return reached | {id(buffer) for buffer in self.model.buffers() if buffer.is_floating_point()}
-
-    def train(self, mode: bool = True) -> Self:
-        """As ever, but a frozen encoder stays in eval mode: it is used as it was published, without dropout."""
-        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations."""

@@ -1,5 +1,7 @@
 """Small layers that several modules share."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,3 +35,12 @@ class TanhGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.weight) * x
+
+
+class Encoder(nn.Module):
+    """What turns media into features. While it is frozen it stays in eval mode: it is used as it is, without dropout,
+    and what a cache kept of it is what it would compute.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))

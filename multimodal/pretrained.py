@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -53,7 +54,6 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
     Raises:
         UserError: no such decoder, no tokenizer beside it, or one that would run code.
     """
-    logging.disable_progress_bar()  # a second of loading needs none; downloads keep theirs
     path = find_decoder(name)
     expect_safetensors(Path(path), what="decoder", reader="AutoModelForCausalLM")
     expected = "expected a causal decoder of transformers"
@@ -68,9 +68,9 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
 
 def write_decoder(lm: PreTrainedModel, tokenizer: AnyTokenizer, folder: Path) -> None:
     """A folder that `read_decoder` and `transformers` read."""
-    logging.disable_progress_bar()
-    lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_transformers():
+        lm.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
@@ -85,13 +85,22 @@ def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without its table of weights that do not fit: an error of one line names them."""
-    before = logging.get_verbosity()
+    """Without its bars, for a second of reading or writing needs none (downloads keep theirs), and without its table of
+    weights that do not fit: an error of one line names them.
+    """
+    verbosity, bars, silent = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # and those of downloads with them
+    if not silent:
+        enable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if silent:
+            disable_progress_bars()
 
 
 def _expect_all_weights(name: str, found: Mapping[str, Any]) -> None:

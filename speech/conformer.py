@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multimodal.errors import UserError
+from multimodal.layers import Encoder
 from speech.conformer_block import ConformerBlock, ConvNorm
 from speech.frames import Length, ceil_divide, padding_mask, stack_frames, trim
 
@@ -59,7 +60,7 @@ class ConformerConfig:
                 raise UserError(f"conformer: {what}")
 
 
-class Conformer(nn.Module):
+class Conformer(Encoder):
     """Conformer encoder (Llama 3 paper, section 8.2 / spec B2).
 
     Example:

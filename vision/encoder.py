@@ -23,7 +23,7 @@ from torchvision.ops import StochasticDepth
 
 from multimodal.attention import attend
 from multimodal.errors import UserError
-from multimodal.layers import TanhGate
+from multimodal.layers import Encoder, TanhGate
 from vision.positions import GatedPositions, GatedTileEmbedding
 from vision.tile_layout import Numerics, TileLayout, lay_out, tiles_by_count
 from vision.tiling import CLIP_MEAN, CLIP_STD, TileBatch
@@ -198,7 +198,7 @@ class ConvStem(nn.Sequential):
 STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(Encoder):
     """Vision transformer over the tiles of each picture (Llama 3 paper, section 7.2 / spec A2).
 
     Example:

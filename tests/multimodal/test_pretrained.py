@@ -8,10 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from multimodal.errors import UserError
-from multimodal.pretrained import decoder_path, find_decoder, load_decoder, read_decoder, write_decoder
+from multimodal.pretrained import (
+    decoder_path,
+    find_decoder,
+    load_decoder,
+    quiet_transformers,
+    read_decoder,
+    write_decoder,
+)
 from tests.multimodal.tiny_decoders import tiny_decoder
 from tests.multimodal.tiny_tokenizers import builtin_tokenizer
 from tests.tiny_models import decoder_for
@@ -157,3 +166,14 @@ def test_a_tied_head_is_no_missing_tensor(decoder_folder: Path, tmp_path: Path) 
     assert not any("lm_head" in name for name in load_file(folder / "model.safetensors"))
     decoder, _ = load_decoder(str(folder), dtype=torch.float32, device=CPU)
     assert decoder.lm.lm_head.weight is decoder.lm.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_quiet_means_the_bars_of_reading_and_not_those_of_downloads(silent: bool) -> None:
+    was = are_progress_bars_disabled()
+    (disable_progress_bars if silent else enable_progress_bars)()
+    before = logging.is_progress_bar_enabled()
+    with quiet_transformers():
+        assert not logging.is_progress_bar_enabled() and are_progress_bars_disabled() == silent
+    assert logging.is_progress_bar_enabled() == before and are_progress_bars_disabled() == silent
+    (disable_progress_bars if was else enable_progress_bars)()

@@ -155,6 +155,8 @@ def test_dropout_acts_in_training_alone() -> None:
     x, lengths = torch.randn(1, 40, 80), torch.tensor([40])
     assert not torch.equal(encoder.train()(x, lengths), encoder(x, lengths))
     assert torch.equal(encoder.eval()(x, lengths), encoder(x, lengths))
+    encoder.requires_grad_(False).train()
+    assert torch.equal(encoder(x, lengths), encoder(x, lengths))
 
 
 @pytest.mark.parametrize(

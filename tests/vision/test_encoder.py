@@ -159,6 +159,12 @@ def test_drop_path_is_random_in_training_only_and_follows_the_seed() -> None:
     assert torch.equal(run(0), run(0)) and not torch.equal(run(0), run(1))
 
 
+def test_a_frozen_encoder_drops_nothing_in_training() -> None:
+    encoder = build(drop_path=0.5).requires_grad_(False)
+    batch = batch_tiles(pictures())
+    assert torch.equal(encoder.train()(batch).tokens, encoder.eval()(batch).tokens)
+
+
 def test_resized_encoder_is_equal_at_the_same_size_and_takes_larger_tiles() -> None:
     encoder = build(open_gates=True)
     batch = batch_tiles(pictures())
