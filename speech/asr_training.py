@@ -19,7 +19,6 @@ from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
 from speech.conformer import Conformer, ConformerConfig
-from speech.ctc import CTCUnit
 from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
 from speech.encoder_training import fit_statistics, train_ctc
@@ -62,8 +61,6 @@ class AsrConfig:
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     ctc: StageConfig = field(default_factory=StageConfig)
     """The encoder alone learns to spell, before it meets the decoder."""
-    ctc_unit: CTCUnit = "character"
-    """What it learns to write; words are for sets that have few of them, each often."""
     adapter_only: StageConfig = field(default_factory=StageConfig)
     """The adapter learns while the encoder stands still."""
     dialogue_loss: DialogueLoss = "cross-entropy"
@@ -154,7 +151,6 @@ def _warm_start(
         utterances,
         dev,
         data=config.data,
-        unit=config.ctc_unit,
         settings=config.ctc_settings(),
         run_dir=config.run_dir / "ctc",
         resume=config.resume,

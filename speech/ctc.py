@@ -9,8 +9,6 @@ Legend: B utterances, T frames, D encoder width, U tokens of the longest target,
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,39 +33,24 @@ def frames_needed(targets_BU: Tensor, target_lengths_B: Tensor) -> Tensor:
     return target_lengths_B + equal_BU.sum(dim=1)
 
 
-CTCUnit = Literal["character", "word"]
-"""What CTC writes. Words need fewer frames than their characters, which fast speech may not have; but nothing is shared
-between them, and on little data (GRID, 700 sentences) characters were learnt sooner."""
-
-
 @dataclass(frozen=True)
-class Units:
-    """The units of some texts, in spoken form, by number."""
+class Characters:
+    """The characters of some texts, in spoken form, by number."""
 
-    unit: CTCUnit
-    names: tuple[str, ...]
+    names: str
 
     @classmethod
-    def of(cls, texts: Iterable[str], unit: CTCUnit) -> "Units":
-        """All units that there are in the texts."""
-        return cls(unit, tuple(sorted({name for text in texts for name in _split(text, unit)})))
+    def of(cls, texts: Iterable[str]) -> "Characters":
+        """All that there are in the texts."""
+        return cls("".join(sorted({character for text in texts for character in spoken_form(text)})))
 
     def encode(self, text: str) -> list[int]:
-        """Numbers of the text's units; those that are not known are left out."""
-        return [self._numbers[name] for name in _split(text, self.unit) if name in self._numbers]
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.names)}
+        """Numbers of the text's characters; those that are not known are left out."""
+        return [number for character in spoken_form(text) if (number := self.names.find(character)) >= 0]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The inverse of `encode` for texts in spoken form."""
-        return ("" if self.unit == "character" else " ").join(self.names[i] for i in ids)
-
-
-def _split(text: str, unit: CTCUnit) -> list[str]:
-    spoken = spoken_form(text)
-    return list(spoken) if unit == "character" else spoken.split()
+        return "".join(self.names[i] for i in ids)
 
 
 class CTCHead(nn.Module):

@@ -24,7 +24,7 @@ from speech.audio import AUDIO_SUFFIXES
 from speech.augment import Augment
 from speech.best_rq import BestRQConfig, BestRQTask
 from speech.conformer import Conformer, ConformerConfig
-from speech.ctc import CTCHead, CTCUnit, Units
+from speech.ctc import Characters, CTCHead
 from speech.encoder import HubSpeechEncoder, SpeechFeatures
 from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
 from speech.features import LogMel, LogMelConfig
@@ -57,7 +57,6 @@ class SpeechEncoderConfig:
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     weights: Path | None = None
     """Go on from an encoder folder, in its sizes."""
-    ctc_unit: CTCUnit = "character"
     best_rq: BestRQConfig = field(default_factory=BestRQConfig)
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     untranscribed: bool = False
@@ -93,7 +92,7 @@ class FromWaveforms(nn.Module):
 
 @dataclass(frozen=True)
 class CTCBatch:
-    """Waveforms with their units [B, U] and the number of those of each."""
+    """Waveforms with their characters [B, U] and the number of those of each."""
 
     sound: SpeechBatch
     targets: Tensor
@@ -108,7 +107,7 @@ class CTCTask(nn.Module):
 
     Args:
         log_mel, encoder: they go on afterwards, the head does not.
-        units: what is written.
+        characters: those that are written.
         augment: SpecAugment in training.
     """
 
@@ -117,12 +116,12 @@ class CTCTask(nn.Module):
         log_mel: SpeechFeatures,
         encoder: Conformer | HubSpeechEncoder,
         *,
-        units: Units,
+        characters: Characters,
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        self.log_mel, self.encoder, self.units, self.augment = log_mel, encoder, units, augment
-        self.head = CTCHead(width=encoder.feature_dim, vocabulary=len(units.names))
+        self.log_mel, self.encoder, self.characters, self.augment = log_mel, encoder, characters, augment
+        self.head = CTCHead(width=encoder.feature_dim, vocabulary=len(characters.names))
         self.left_out = 0
         """Utterances of training so far whose transcript is longer than their sound allows."""
 
@@ -132,7 +131,7 @@ class CTCTask(nn.Module):
 
     def collate(self, samples: Sequence[tuple[Tensor, str]]) -> CTCBatch:
         """Waveforms with their transcripts."""
-        ids = [torch.tensor(self.units.encode(text)) for _, text in samples]
+        ids = [torch.tensor(self.characters.encode(text)) for _, text in samples]
         targets_BU = nn.utils.rnn.pad_sequence([i.long() for i in ids], batch_first=True)
         return CTCBatch(self.log_mel.collate([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
 
@@ -143,7 +142,7 @@ class CTCTask(nn.Module):
         return self.encoder(frames.padded, frames.lengths), self.encoder.output_length(frames.lengths)
 
     def loss(self, batch: CTCBatch) -> tuple[Tensor, int]:
-        """Summed CTC loss and the number of units."""
+        """Summed CTC loss and the number of characters."""
         found = self.head.loss(*self._hidden(batch.sound), batch.targets, batch.lengths)
         self.left_out += found.skipped if self.training else 0
         return found.total, found.tokens
@@ -156,7 +155,7 @@ class CTCTask(nn.Module):
     def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
         """Greedy transcripts of one batch."""
         sound = self.log_mel.collate(waveforms).to(self.head.linear.weight.device)
-        return [self.units.decode(ids) for ids in self.head.decode(*self._hidden(sound))]
+        return [self.characters.decode(ids) for ids in self.head.decode(*self._hidden(sound))]
 
 
 class TranscribedSamples:
@@ -262,7 +261,6 @@ def train_ctc(
     dev: Sequence[Utterance],
     *,
     data: SpeechDataConfig,
-    unit: CTCUnit,
     settings: TrainConfig,
     run_dir: Path,
     resume: bool,
@@ -276,8 +274,8 @@ def train_ctc(
     samples = TranscribedSamples(utterances, log_mel=log_mel, data=data)
     if not samples.utterances:
         raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
-    units = Units.of((u.text for u in samples.utterances), unit)
-    task = CTCTask(log_mel, encoder, units=units, augment=data.augment)
+    characters = Characters.of(u.text for u in samples.utterances)
+    task = CTCTask(log_mel, encoder, characters=characters, augment=data.augment)
     return train(
         task=task,
         dataset=samples,
@@ -324,7 +322,6 @@ def pretrain_speech_encoder(config: SpeechEncoderConfig, *, writers: Sequence[Wr
         utterances,
         dev,
         data=data,
-        unit=config.ctc_unit,
         settings=config.train,
         run_dir=config.run_dir,
         resume=config.resume,

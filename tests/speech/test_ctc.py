@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from speech.ctc import CTCHead, CTCUnit, Units, frames_needed
+from speech.ctc import Characters, CTCHead, frames_needed
 
 VOCABULARY, WIDTH = 3, 6
 
@@ -115,10 +115,9 @@ def test_learns_to_spell() -> None:
     assert head.decode(frames, lengths) == [[0, 0, 2], [1, 2]]
 
 
-@pytest.mark.parametrize(("unit", "names"), [("word", ("again", "bin", "blue")), ("character", tuple(" abegilnu"))])
-def test_units_are_those_of_the_texts_and_spell_them(unit: CTCUnit, names: tuple[str, ...]) -> None:
-    units = Units.of(["Bin blue,", "bin again"], unit)
-    assert units.names == names
-    ids = units.encode("Blue bin again!")
-    assert len(ids) == (3 if unit == "word" else 14) and units.decode(ids) == "blue bin again"
-    assert units.encode("zzz") == []
+def test_characters_are_those_of_the_texts_and_spell_them() -> None:
+    characters = Characters.of(["Bin blue,", "bin again"])
+    assert characters.names == " abegilnu"
+    ids = characters.encode("Blue bin again!")
+    assert len(ids) == 14 and characters.decode(ids) == "blue bin again"
+    assert characters.encode("zzz") == []

@@ -14,7 +14,7 @@ from multimodal.errors import UserError
 from speech.augment import Augment
 from speech.best_rq import BestRQConfig
 from speech.conformer import Conformer, ConformerConfig
-from speech.ctc import Units
+from speech.ctc import Characters
 from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
 from speech.encoder_training import CTCTask, SpeechEncoderConfig, pretrain_speech_encoder
 from speech.features import LogMel, LogMelConfig
@@ -84,8 +84,8 @@ def test_best_rq_needs_no_transcripts_and_logs_its_codes(folder: Path, tmp_path:
 
 
 def test_characters_that_are_not_known_are_left_out() -> None:
-    units = Units.of(["seven no"], "character")
-    task = CTCTask(LogMel(LogMelConfig(channels=20)), Conformer(TINY), units=units)
+    characters = Characters.of(["seven no"])
+    task = CTCTask(LogMel(LogMelConfig(channels=20)), Conformer(TINY), characters=characters)
     batch = task.collate([(tone(1), "Seven, zero!"), (tone(2), "")])
     assert batch.lengths.tolist() == [len("seven eo"), 0]
     loss, tokens = task.loss(batch)
