@@ -1,7 +1,7 @@
 """An image encoder as a folder: its weights in safetensors, its sizes in JSON."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().to(torch.bfloat16).contiguous() for name, t in encoder.state_dict().items()}
     save_file(tensors, folder / ENCODER_FILE)
-    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2, default=str) + "\n")
+    sizes = {field.name: getattr(encoder.config, field.name) for field in fields(ImageEncoderConfig)}
+    (folder / ENCODER_CONFIG).write_text(json.dumps(sizes, indent=2) + "\n")
 
 
 def read_encoder(folder: Path) -> ImageEncoder:
