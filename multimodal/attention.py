@@ -60,6 +60,10 @@ def trains_in_bf16_on_cpu(device: torch.device) -> bool:
     return device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
 
 
+MOST_SCORES = 2**23
+"""Numbers in the scores [B, H, T, S] up to which they are written out there: 50 MB with their softmax."""
+
+
 def _attend_in_best_dtype(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask: Tensor | None, causal: bool
 ) -> Tensor:
@@ -68,9 +72,28 @@ def _attend_in_best_dtype(
         return F.scaled_dot_product_attention(
             q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
+    if q_BHTK.shape[:3].numel() * k_BGSK.shape[2] <= MOST_SCORES:
+        return _attend_written_out(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=causal)
     # The decoder around an adapter may be running unfused for the same reason.
     with torch.autocast("cpu", enabled=False), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
         out_BHTK = F.scaled_dot_product_attention(
             q_BHTK.float(), k_BGSK.float(), v_BGSK.float(), attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
     return out_BHTK.to(v_BGSK.dtype)
+
+
+def _attend_written_out(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
+    """Two products in bf16 around a softmax in fp32; R = H * T / G rows of queries for each key/value head.
+
+    At 64 rows, 8 heads, 52 queries and 110 keys forward and backward take 10 ms there, the fused kernel 22 ms in fp32
+    (torch 2.11, two cores with AVX512-BF16).
+    """
+    queries, kv_heads = q_BHTK.shape[2], k_BGSK.shape[1]
+    q_BGRK = (q_BHTK * q_BHTK.shape[-1] ** -0.5).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    scores_BHTS = (q_BGRK @ k_BGSK.mT).unflatten(2, (-1, queries)).flatten(1, 2)
+    if causal:
+        mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+    if mask is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~mask, torch.finfo(scores_BHTS.dtype).min)
+    weights_BGRS = scores_BHTS.float().softmax(-1).to(v_BGSK.dtype).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    return (weights_BGRS @ v_BGSK).unflatten(2, (-1, queries)).flatten(1, 2).to(v_BGSK.dtype)

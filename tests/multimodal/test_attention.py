@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,13 +68,21 @@ def test_heads_that_do_not_divide_are_refused():
         attend(*inputs(heads=3, kv_heads=2))
 
 
-def test_training_in_bf16_on_a_cpu_stays_close_to_fp32_and_keeps_the_dtype():
-    mask = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1)) > 0.4
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_training_in_bf16_on_a_cpu_stays_close_to_fp32_and_keeps_the_dtype(
+    written_out: bool, masked: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("multimodal.attention.MOST_SCORES", 2 * 4 * 5 * 5 if written_out else 0)
+    keys = 5
+    mask = torch.rand(2, 1, 5, keys, generator=torch.Generator().manual_seed(1)) > 0.4
     mask[..., 0] = True
-    exact, rough = ([x.to(d).requires_grad_() for x in inputs()] for d in (torch.float32, torch.bfloat16))
-    expected = attend(*exact, mask=mask)
+    settings: dict[str, Any] = {"mask": mask if masked else None, "causal": causal}
+    exact, rough = ([x.to(d).requires_grad_() for x in inputs(keys=keys)] for d in (torch.float32, torch.bfloat16))
+    expected = attend(*exact, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = attend(*rough, mask=mask)
+        out = attend(*rough, **settings)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), expected, atol=0.03, rtol=0.03)
     expected.sum().backward()
