@@ -60,8 +60,8 @@ def trains_in_bf16_on_cpu(device: torch.device) -> bool:
     return device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
 
 
-MOST_SCORES = 2**23
-"""Numbers in the scores [B, H, T, S] up to which they are written out there: 50 MB with their softmax."""
+MOST_SCORES = 2**22
+"""Numbers in the scores [B, H, T, S] up to which they are written out there: 25 MB with their softmax."""
 
 
 def _attend_in_best_dtype(
