@@ -50,7 +50,7 @@ def main() -> None:
     shown = random.Random(config.train.seed).sample(range(config.held_out), min(config.cards, config.held_out))
     report = caption_report(
         evaluations=evaluations,
-        cards=caption_cards(model, evaluations, shown),
+        cards=caption_cards(model, evaluations, shown, pictures={}),
         cards_note=f"{len(shown)} of {config.held_out} held-out scenes, chosen by seed {config.train.seed}",
         run=RunFacts(
             title="Captions of scenes with unseen combinations",

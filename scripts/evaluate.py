@@ -71,12 +71,11 @@ def main() -> None:
             evaluate_with_controls(model, captions, **options),
             evaluate_with_controls(model, questions, answers=True, **options),
         ]
-        pictures = None
+        pictures = {}
     else:
-        records = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
+        pictures = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
         asked = read_asked(model, config.source, split=config.split, count=config.count, columns=config.columns)
         evaluations = [evaluate_with_controls(model, asked, **options)]
-        pictures = records
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
     write_json(config.run_dir / "metrics.json", metrics | facts)

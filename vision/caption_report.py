@@ -1,11 +1,6 @@
 """The report page of captioning: pictures with captions, references, answers and attention, beside all numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
 
 from multimodal.chart import Chart
 from multimodal.metrics import Evaluation, normalise_answer
@@ -14,7 +9,6 @@ from multimodal.report import Answer, Card, DecoderProof, Headline, Report, RunF
 from vision.caption_pictures import attention_picture
 from vision.captioning import Asked
 from vision.picture import PictureSource, open_picture
-from vision.tiling import Tiles, Tiling
 
 LABELS = {
     "object_f1": "objects named in the caption, F1 of (colour, shape)",
@@ -24,32 +18,22 @@ LABELS = {
 }
 
 
-def untile(tiles: Tiles, tiling: Tiling) -> Image.Image:
-    """The canvas that the tiles were cut from, as a picture."""
-    (rows, columns), size = tiles.grid, tiles.pixels.shape[-1]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (tiling.mean, tiling.std))
-    pixels: Tensor = (tiles.pixels * std + mean).clamp(0, 1).mul(255).round().byte()
-    canvas = pixels.view(rows, columns, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, columns * size, 3)
-    return Image.fromarray(canvas.numpy())
-
-
 def caption_cards(
     model: MultimodalModel,
     evaluations: Sequence[Evaluation[Asked]],
     shown: Sequence[int],
     *,
-    pictures: Mapping[str, PictureSource] | None = None,
+    pictures: Mapping[str, PictureSource],
 ) -> tuple[Card, ...]:
     """Cards of the samples `shown` of the first evaluation, with the answers of the others about the same pictures.
 
-    `pictures` gives the originals by source; without them the tiles are put together again.
+    `pictures` gives those that are not rendered, by source.
     """
     captions, others = evaluations[0], evaluations[1:]
-    tiling: Any = model.modalities["image"].tiling
     cards = []
     for i in shown:
         asked, said = captions.samples[i], captions.predictions[i]
-        picture = open_picture(pictures[asked.source]) if pictures else untile(asked.image, tiling)
+        picture = asked.picture or open_picture(pictures[asked.source])
         answers = tuple(
             Answer(q.prompt, text, q.references[0], normalise_answer(text) == normalise_answer(q.references[0]))
             for evaluation in others

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from multimodal.batch import Sample
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
@@ -86,13 +88,16 @@ class SceneSamples:
 
 @dataclass(frozen=True)
 class Asked:
-    """One thing to ask of one picture, with everything that counts as right. `source` tells pictures apart."""
+    """One thing to ask of one picture, with everything that counts as right. `source` tells pictures apart; `picture`
+    is there if it was rendered, since no file has it then.
+    """
 
     image: Tiles
     prompt: str
     references: tuple[str, ...]
     source: str
     scene: Scene | None = None
+    picture: Image.Image | None = None
 
 
 def ask_scenes(
@@ -104,7 +109,7 @@ def ask_scenes(
         picture, scene, rng = scene_sample(index, seed=seed, split="held_out", size=size)
         tiles = model.modalities["image"].prepare(picture)  # type: ignore[operator]
         name = f"scene {index}"
-        captions.append(Asked(tiles, CAPTION_PROMPT, (caption(scene, rng),), name, scene))
+        captions.append(Asked(tiles, CAPTION_PROMPT, (caption(scene, rng),), name, scene, picture))
         for _ in range(2):
             question, answer = question_answer(scene, rng)
             questions.append(Asked(tiles, question, (answer,), name, scene))
