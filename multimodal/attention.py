@@ -41,14 +41,19 @@ def attend(
     if keys == 0:
         return torch.zeros_like(q_BHTK)
     if causal and (mask is not None or queries != keys):
-        past = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTK.device).tril(keys - queries)
-        mask, causal = past if mask is None else mask & past, False
+        past_TS = _past(queries, keys, q_BHTK.device)
+        mask, causal = past_TS if mask is None else mask & past_TS, False
     if row_valid is None:
         return _attend_in_best_dtype(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=causal)
     row_valid_B1T1 = row_valid[:, None, :, None]
     if mask is not None:
         mask = mask | ~row_valid_B1T1  # a row that sees nothing is computed over everything, then thrown away
     return torch.where(row_valid_B1T1, _attend_in_best_dtype(q_BHTK, k_BGSK, v_BGSK, mask=mask, causal=causal), 0.0)
+
+
+def _past(queries: int, keys: int, device: torch.device) -> Tensor:
+    """bool [T, S]: the last query sees every key, each before it one key less."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def trains_in_bf16_on_cpu(device: torch.device) -> bool:
@@ -92,7 +97,7 @@ def _attend_written_out(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, mask:
     q_BGRK = (q_BHTK * q_BHTK.shape[-1] ** -0.5).unflatten(1, (kv_heads, -1)).flatten(2, 3)
     scores_BHTS = (q_BGRK @ k_BGSK.mT).unflatten(2, (-1, queries)).flatten(1, 2)
     if causal:
-        mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
+        mask = _past(queries, k_BGSK.shape[2], scores_BHTS.device)
     if mask is not None:
         scores_BHTS = scores_BHTS.masked_fill(~mask, torch.finfo(scores_BHTS.dtype).min)
     weights_BGRS = scores_BHTS.float().softmax(-1).to(v_BGSK.dtype).unflatten(1, (kv_heads, -1)).flatten(2, 3)

@@ -7,6 +7,7 @@ their hash.
 Legend: D width of the model, C = D * (1 + taps).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Loaded:
     unknown: list[str]
 
 
-class HubEncoder(Encoder):
+class HubEncoder(Encoder, ABC):
     """An encoder around a `model` of `transformers`.
 
     Those of each modality give the same face to it: `forward_intermediates` with their own inputs, and `layers`.
@@ -107,9 +108,9 @@ class HubEncoder(Encoder):
         unchanged = self.origin is not None and weights_sha256(self.model) == self.origin.sha256
         return self.origin if unchanged else None
 
+    @abstractmethod
     def probe(self) -> Tensor:
         """Features of something small, whatever it is."""
-        raise NotImplementedError
 
     def accept(self, loaded: Loaded) -> None:
         """Take the origin of the model that this encoder was made of, if its weights fit its config.

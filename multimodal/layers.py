@@ -1,10 +1,13 @@
 """Small layers that several modules share."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from multimodal.errors import UserError
 
 
 class SwiGLU(nn.Module):
@@ -44,3 +47,14 @@ class Encoder(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
+
+
+def expect_taps(taps: Sequence[int], layers: int, *, what: str) -> tuple[int, ...]:
+    """Layers whose outputs are tapped, counted from 1.
+
+    Raises:
+        UserError: not rising, or beyond the stack of `what`.
+    """
+    if list(taps) != sorted({*taps} & {*range(1, layers + 1)}):
+        raise UserError(f"{what}: taps {tuple(taps)}, expected rising layer numbers from 1 to {layers}")
+    return tuple(taps)

@@ -16,6 +16,7 @@ from transformers import AutoFeatureExtractor, PreTrainedModel, SequenceFeatureE
 
 from multimodal.errors import UserError, reported_as
 from multimodal.hub_encoder import HubEncoder, read_model
+from multimodal.layers import expect_taps
 from speech.augment import Augment, Randomness
 from speech.frames import Length, SpeechBatch, ceil_divide, frame_mask, trim
 from speech.hub_features import ExtractorFamily, HubFeatures
@@ -141,10 +142,7 @@ class HubSpeechEncoder(HubEncoder):
             raise UserError(f"speech encoder: found {config.model_type!r}, expected one of {', '.join(FAMILIES)}")
         if "input_features" not in getattr(extractor, "model_input_names", ()):
             raise UserError(f"speech encoder: {type(extractor).__name__} is not the extractor of {config.model_type}")
-        depth = config.num_hidden_layers
-        if list(taps) != sorted({*taps} & {*range(1, depth + 1)}):
-            raise UserError(f"speech encoder: taps {tuple(taps)}, expected rising layer numbers from 1 to {depth}")
-        super().__init__(kept, taps=taps)
+        super().__init__(kept, taps=expect_taps(taps, config.num_hidden_layers, what="speech encoder"))
         family = FAMILIES[config.model_type]
         self.stride = family.stride(config)
         self.window = None if family.window is None else family.window(config)

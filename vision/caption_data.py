@@ -13,6 +13,7 @@ from pathlib import Path
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.tables import split_names
 from multimodal.errors import UserError
+from multimodal.hub_names import is_hub_name
 from vision.caption_hub import read_hub
 from vision.caption_manifest import manifest_rows
 from vision.caption_tables import (
@@ -70,7 +71,7 @@ def read_captions(
     if table is None:
         return read_hub(str(path), split=split, columns=columns, subset=subset, limit=limit)
     if not table.is_file():
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) and path.suffix not in TABLE_SUFFIXES:
+        if path.suffix not in TABLE_SUFFIXES and is_hub_name(str(source), owner=False):
             return read_hub(str(source), split=split, columns=columns, subset=subset, limit=limit)
         raise UserError(
             f"{source}: no such file or folder; expected a captions table, a folder with one, or a hub name"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from multimodal.attention import attend
 from multimodal.batch import length_groups
+from vision.encoder import Block
 
 
 class CaptionerLayer(nn.Module):
@@ -25,29 +26,22 @@ class CaptionerLayer(nn.Module):
     def __init__(self, *, width: int, heads: int, depth: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_self = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.text = Block(width=width, heads=heads, depth=depth)
         self.norm_cross = nn.LayerNorm(width)
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.cross_out = nn.Linear(width, width, bias=False)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        for last in (self.out, self.cross_out, self.mlp[2]):
-            with torch.no_grad():
-                last.weight.mul_((3 * depth) ** -0.5)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for linear in (self.q, self.kv):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+        nn.init.normal_(self.cross_out.weight, std=(2 * depth * width) ** -0.5)
 
-    def forward(self, x_ILD: Tensor, picture_IPD: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm_self(x_ILD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x_ILD = x_ILD + self.out(attend(q, k, v, causal=True).transpose(1, 2).flatten(2))
+    def forward(self, x_ILD: Tensor, picture_IPD: Tensor, past_LL: Tensor) -> Tensor:
+        """`past_LL`: bool, True where a word may read another."""
+        x_ILD = x_ILD + self.text.attention(self.text.norm_attention(x_ILD), past_LL)
         q_IHLK = self.q(self.norm_cross(x_ILD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_IHPK, v_IHPK = self.kv(picture_IPD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x_ILD = x_ILD + self.cross_out(attend(q_IHLK, k_IHPK, v_IHPK).transpose(1, 2).flatten(2))
-        return x_ILD + self.mlp(self.norm_mlp(x_ILD))
+        return x_ILD + self.text.mlp(self.text.norm_mlp(x_ILD))
 
 
 class Captioner(nn.Module):
@@ -96,8 +90,9 @@ class Captioner(nn.Module):
         before_ILD = self.tokens(ids_IL.masked_fill(~read_IL, 0)[:, :-1])
         start_I1D = self.start_D.expand(len(ids_IL), 1, -1)
         x_ILD = torch.cat([start_I1D, before_ILD], dim=1) + self.positions.weight[: ids_IL.shape[1]]
+        past_LL = torch.ones(2 * x_ILD.shape[1:2], dtype=torch.bool, device=x_ILD.device).tril()
         for layer in self.layers:
-            x_ILD = layer(x_ILD, picture_IPD)
+            x_ILD = layer(x_ILD, picture_IPD, past_LL)
         return self.norm(x_ILD)
 
     def loss(self, pictures: list[Tensor], input_ids_IL: Tensor, attention_mask_IL: Tensor) -> Tensor:

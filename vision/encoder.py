@@ -23,7 +23,7 @@ from torchvision.ops import StochasticDepth
 
 from multimodal.attention import attend
 from multimodal.errors import UserError
-from multimodal.layers import Encoder, TanhGate
+from multimodal.layers import Encoder, TanhGate, expect_taps
 from vision.positions import GatedPositions, GatedTileEmbedding
 from vision.tile_layout import Numerics, TileLayout, lay_out, tiles_by_count
 from vision.tiling import CLIP_MEAN, CLIP_STD, TileBatch
@@ -39,13 +39,9 @@ def resolve_taps(taps: Sequence[int] | None, layers: int) -> tuple[int, ...]:
     """The layers to tap, counted from 1; the paper's where `taps` is None.
 
     Raises:
-        UserError: not rising, or beyond the stack.
+        UserError: as `expect_taps`.
     """
-    if taps is None:
-        return paper_taps(layers)
-    if list(taps) != sorted(set(taps)) or not all(1 <= tap <= layers for tap in taps):
-        raise UserError(f"image encoder: taps {tuple(taps)}, expected rising layer numbers from 1 to {layers}")
-    return tuple(taps)
+    return paper_taps(layers) if taps is None else expect_taps(taps, layers, what="image encoder")
 
 
 def expect_tile_size(batch: TileBatch, size: int) -> None:

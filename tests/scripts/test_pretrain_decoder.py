@@ -71,6 +71,18 @@ def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: 
     assert "unseen captions" in (tmp_path / "more" / "decoder" / "README.md").read_text()
 
 
+def test_captions_without_a_dev_split_are_learnt_and_not_measured(
+    cli: Cli, text: Path, tmp_path: Path, captions_folder: Path
+) -> None:
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "images").symlink_to(captions_folder / "images")
+    (tmp_path / "captions" / "train.tsv").write_text((captions_folder / "train.tsv").read_text())
+    flags = ["--text", str(text), "--run-dir", str(tmp_path / "run"), "--captions", str(tmp_path / "captions")]
+    done = cli("pretrain_decoder", *flags, "--weights", "0", "0", "0", "1", "0", *SHORT, *SIZES)
+    assert done.status == 0 and "unseen captions are not measured" in done.out
+    assert "caption_perplexity" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
 def test_text_that_is_not_there_is_one_line(cli: Cli, tmp_path: Path) -> None:
     flags = ["--text", str(tmp_path / "none.txt"), "--run-dir", str(tmp_path / "run"), *SHORT, *SIZES]
     done = cli("pretrain_decoder", *flags)
