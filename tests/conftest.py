@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.tiny_models import TILE, picture, save_decoder, tiny_model
 
@@ -33,3 +34,12 @@ def captions_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [f"{i}.png\t{text}" for i in numbers for text in (f"There is a {things[i]}.", f"A small {things[i]}.")]
         (folder / f"{split}.tsv").write_text("\n".join(["image\tcaption", *lines]) + "\n")
     return folder
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and no way to reach it."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"

@@ -8,26 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 
 from multimodal import adapter_hub as module
 from multimodal.errors import UserError
+from tests.hub_cache import COMMIT, publish
 from tests.multimodal.test_adapter_folder import load, logits
 
-COMMIT = "0" * 40
-
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and no way to reach it."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def calls(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def calls(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the hub was asked to do, with a stand-in for the part of its client that writes."""
     asked: list[dict[str, Any]] = []
 
@@ -39,23 +29,22 @@ def calls(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             asked.append({"create": repo_id, **settings})
 
         def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
-            place = cache / f"models--{repo_id.replace('/', '--')}"
-            (place / "refs").mkdir(parents=True)
-            (place / "refs" / "main").write_text(COMMIT)
-            shutil.copytree(folder_path, place / "snapshots" / COMMIT)
+            publish(folder_path, repo_id, hub_cache)
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/{COMMIT}")
 
     monkeypatch.setattr(module, "HfApi", Api)
     return asked
 
 
-def test_what_was_pushed_is_loaded_by_its_name(adapter_folder: Path, cache: Path, calls: list[dict[str, Any]]) -> None:
+def test_what_was_pushed_is_loaded_by_its_name(
+    adapter_folder: Path, hub_cache: Path, calls: list[dict[str, Any]]
+) -> None:
     model = load(adapter_folder)
     metrics = {"cider_d": 0.25}
     url = model.push_to_hub("me/scenes", private=True, token="secret", license="mit", recipe={}, metrics=metrics)
     assert url.endswith(f"me/scenes/commit/{COMMIT}")
     assert calls == [{"token": "secret"}, {"create": "me/scenes", "private": True, "exist_ok": True}]
-    snapshot = cache / "models--me--scenes" / "snapshots" / COMMIT
+    snapshot = hub_cache / "models--me--scenes" / "snapshots" / COMMIT
     assert sorted(file.name for file in snapshot.iterdir()) == [
         "README.md",
         "adapter.safetensors",
@@ -66,20 +55,20 @@ def test_what_was_pushed_is_loaded_by_its_name(adapter_folder: Path, cache: Path
     assert card.data.license == "mit" and 'from_pretrained("me/scenes")' in card.text
     again = load(Path("me/scenes"))
     assert torch.equal(logits(again), logits(model))
-    again.save_pretrained(cache / "copy")
-    assert json.loads((cache / "copy" / "adapter_config.json").read_text())["metrics"] == metrics
+    again.save_pretrained(hub_cache / "copy")
+    assert json.loads((hub_cache / "copy" / "adapter_config.json").read_text())["metrics"] == metrics
     again.unload_adapter("image")
     again.load_adapter("me/scenes")
     assert torch.equal(logits(again), logits(model))
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("hub_cache")
 def test_a_folder_wins_over_a_name_of_the_hub(adapter_folder: Path) -> None:
     here = Path(shutil.copytree(adapter_folder, "me/scenes"))
     assert module.find_adapter("me/scenes") == here
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("name", ["me/nothing", "runs/adapter"])
 def test_what_is_neither_folder_nor_on_the_hub_is_one_line(name: str) -> None:
     with pytest.raises(
@@ -94,7 +83,7 @@ def test_a_path_is_never_asked_of_the_hub(name: str) -> None:
     assert module.find_adapter(name) == Path(name)
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("hub_cache")
 @pytest.mark.parametrize("repo_id", ["me/scenes", "no name"])
 def test_what_the_hub_refuses_is_one_line(adapter_folder: Path, repo_id: str) -> None:
     """Its own client: nothing may be written offline, and names are checked before that."""

@@ -1,42 +1,24 @@
 """Names of the hub where a folder may stand: the hub's own client, on its local cache, with no way to the hub."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import load_decoder
+from tests.hub_cache import publish
 from tests.multimodal.test_hub_encoder import first_weight, save_clip
 from tests.tiny_models import ask, picture, tiny_model
 from vision.image_modality import EncoderOptions, ImageConfig
 
-COMMIT = "0" * 40
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "cache"
-
-
-def publish(folder: Path, name: str, cache: Path) -> None:
-    """What the cache looks like once a folder was downloaded by its name."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(COMMIT)
-    shutil.copytree(folder, place / "snapshots" / COMMIT)
-
-
-def test_a_decoder_and_an_encoder_by_name(decoder_folder: Path, cache: Path, tmp_path: Path) -> None:
-    publish(decoder_folder, "me/llama", cache)
-    publish(save_clip(tmp_path / "clip"), "me/clip", cache)
+def test_a_decoder_and_an_encoder_by_name(decoder_folder: Path, hub_cache: Path, tmp_path: Path) -> None:
+    publish(decoder_folder, "me/llama", hub_cache)
+    publish(save_clip(tmp_path / "clip"), "me/clip", hub_cache)
     decoder, tokenizer = load_decoder("me/llama", dtype=torch.float32, device=CPU)
     same, _ = load_decoder(str(decoder_folder), dtype=torch.float32, device=CPU)
     assert decoder.sha256() == same.sha256() and tokenizer.chat_template
@@ -51,7 +33,7 @@ def test_a_decoder_and_an_encoder_by_name(decoder_folder: Path, cache: Path, tmp
     assert again.chat(chat, max_new_tokens=3) == model.chat(chat, max_new_tokens=3)
 
 
-@pytest.mark.usefixtures("cache")
+@pytest.mark.usefixtures("hub_cache")
 def test_a_name_that_the_hub_does_not_give_is_one_line() -> None:
     with pytest.raises(UserError, match="decoder me/nothing: cannot be loaded") as error:
         load_decoder("me/nothing", dtype=torch.float32, device=CPU)

@@ -5,7 +5,6 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +18,7 @@ from scripts.describe import describe
 from scripts.stages import EncoderSize, encoder_sizes
 from scripts.systems import SYSTEMS, build, config_file, read_system
 from tests.scripts.conftest import Cli
+from tests.vision.tiny_mllama import RELEASED_TEXT
 from vision.encoder import ImageEncoder
 from vision.image_cost import STAGES as IMAGE_STAGES
 
@@ -89,19 +89,6 @@ def test_the_speech_adapter_grows_with_the_decoder() -> None:
 @pytest.mark.parametrize(("tile_size", "tokens"), [(336, 2308), (448, 4100), (560, 6404)])
 def test_tokens_of_a_picture(tile_size: int, tokens: int) -> None:
     assert encoders("8b")[tile_size].tokens == tuple(n * tokens // 4 for n in (1, 2, 3, 4))
-
-
-RELEASED_TEXT: dict[str, dict[str, Any]] = {
-    "11b": {},
-    "90b": {
-        "hidden_size": 8192,
-        "num_hidden_layers": 100,
-        "num_attention_heads": 64,
-        "intermediate_size": 28672,
-        "cross_attention_layers": list(range(3, 100, 5)),
-    },
-}
-"""Of Llama 3.2 Vision, where its text model has other settings than the defaults of `transformers`."""
 
 
 @pytest.mark.parametrize("name", RELEASED_TEXT)

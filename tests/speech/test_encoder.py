@@ -33,6 +33,7 @@ from multimodal.errors import UserError
 from speech.conformer import Conformer, ConformerConfig
 from speech.encoder import HubSpeechEncoder, SpeechEncoder
 from speech.frames import pad_batch
+from tests.spoilt_weights import FAULTS, spoil
 
 SHAPE: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 QUIET: dict[str, Any] = {"layerdrop": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -228,29 +229,12 @@ def test_from_a_folder(name: str, tmp_path: Path) -> None:
     )
 
 
-SPOILT: dict[str, tuple[Callable[[dict[str, Tensor], str], object], str]] = {
-    "missing": (lambda tensors, name: tensors.pop(name), r"missing [\w.]+$"),
-    "misshapen": (
-        lambda tensors, name: tensors.update({name: torch.zeros(3, 5)}),
-        r"[\w.]+ \[3, 5\] for \[\d+, \d+\]$",
-    ),
-    "of a layer that the config does not count": (
-        lambda tensors, name: tensors.update({name.replace(".1.", ".2."): tensors[name].clone()}),
-        r"unknown [\w.]*layers\.2\.[\w.]+$",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["whisper", "wav2vec2-bert", "parakeet", "parakeet ctc"])
 def test_weights_that_do_not_fit_are_named(name: str, fault: str, tmp_path: Path) -> None:
     MODELS[name]().save_pretrained(tmp_path)
     extractor(name).save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    of_layers = [key for key in tensors if "layers.1." in key and "decoder" not in key and tensors[key].ndim == 2]
-    spoil, expected = SPOILT[fault]
-    spoil(tensors, of_layers[0])
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = spoil(tmp_path, fault, last=1, skip="decoder")
     with pytest.raises(UserError, match=f"weights do not fit its config.json: {expected}") as error:
         HubSpeechEncoder.from_pretrained(str(tmp_path))
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

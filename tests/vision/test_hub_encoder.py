@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from multimodal.errors import UserError
+from tests.spoilt_weights import FAULTS, spoil
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.hub_encoder import HubEncoderConfig, HubImageEncoder
 from vision.tiling import TileBatch, Tiles, batch_tiles
@@ -205,35 +206,13 @@ def test_from_a_folder_with_its_own_pixel_statistics(name: str, tmp_path: Path) 
     assert torch.equal(again.eval()(batch).tokens, encoder.eval()(batch).tokens)
 
 
-def weight_of_a_layer(tensors: dict[str, torch.Tensor]) -> str:
-    """The name of a matrix in a layer of the vision tower."""
-    of_tower = [name for name in tensors if "layer" in name and "text_model" not in name and tensors[name].ndim == 2]
-    return next(name for name in of_tower if ".3." in name)
-
-
-SPOILT: dict[str, tuple[Callable[[dict[str, torch.Tensor], str], object], str]] = {
-    "missing": (lambda tensors, name: tensors.pop(name), r"missing [\w.]*layers?\.3\.[\w.]+$"),
-    "misshapen": (
-        lambda tensors, name: tensors.update({name: torch.zeros(3, 5)}),
-        r"[\w.]+ \[3, 5\] for \[\d+, \d+\]$",
-    ),
-    "of a layer that the config does not count": (
-        lambda tensors, name: tensors.update({name.replace(".3.", ".4."): tensors[name].clone()}),
-        r"unknown [\w.]*layers?\.4\.[\w.]+$",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "dinov3"])
 def test_weights_that_do_not_fit_are_named(
     name: str, fault: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     MODELS[name]().save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
-    spoil, expected = SPOILT[fault]
-    spoil(tensors, weight_of_a_layer(tensors))
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = spoil(tmp_path, fault, last=3, skip="text_model")
     capfd.readouterr()
     with pytest.raises(UserError, match=f"weights do not fit its config.json: {expected}") as error:
         HubImageEncoder.from_pretrained(HubEncoderConfig(str(tmp_path)))

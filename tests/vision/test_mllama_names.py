@@ -1,7 +1,6 @@
 """The mapping of Llama 3.2 Vision's tensors: every number on both sides is used exactly once."""
 
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from transformers import AutoModelForCausalLM, MllamaConfig, MllamaForConditiona
 
 from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import decoder_sizes
-from tests.vision.tiny_mllama import released_config
+from tests.vision.tiny_mllama import RELEASED_TEXT, released_config
 from vision.image_modality import ImageModality
 from vision.mllama_config import NEW_TOKENS, image_config, llama_config, sizes_of
 from vision.mllama_names import PREFIXES, Sizes, canonical, released, rows_of
@@ -57,23 +56,10 @@ def test_every_number_is_mapped_exactly_once_on_both_sides(numerics: Numerics) -
             assert bool((count == 1).all()), name
 
 
-RELEASED: dict[str, dict[str, Any]] = {
-    "11B": {},
-    "90B": {
-        "hidden_size": 8192,
-        "num_hidden_layers": 100,
-        "num_attention_heads": 64,
-        "intermediate_size": 28672,
-        "cross_attention_layers": list(range(3, 100, 5)),
-    },
-}
-"""Settings of the text model where they are not the defaults of `transformers`."""
-
-
-@pytest.mark.parametrize("size", RELEASED)
+@pytest.mark.parametrize("size", RELEASED_TEXT)
 def test_the_released_sizes_are_mapped_whole(size: str) -> None:
     """On the meta device: every tensor of either side, and each of their numbers, in views of equal shapes."""
-    config = MllamaConfig(text_config=RELEASED[size])
+    config = MllamaConfig(text_config=RELEASED_TEXT[size])
     sizes = sizes_of(config, "reference")
     with torch.device("meta"):
         theirs = MllamaForConditionalGeneration(config).state_dict()

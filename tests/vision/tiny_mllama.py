@@ -27,6 +27,17 @@ from tests.multimodal.tiny_tokenizers import foreign_tokenizer
 from vision.mllama_names import released as released_name
 from vision.tiling import CLIP_MEAN, CLIP_STD
 
+RELEASED_TEXT: dict[str, dict[str, Any]] = {
+    "11b": {},
+    "90b": {
+        "hidden_size": 8192,
+        "num_hidden_layers": 100,
+        "num_attention_heads": 64,
+        "intermediate_size": 28672,
+        "cross_attention_layers": list(range(3, 100, 5)),
+    },
+}
+"""Of Llama 3.2 Vision, where its text model has other settings than the defaults of `transformers`."""
 TILE, WIDTH = 28, 16
 CROSS, TAPS = (1, 4), (1, 3)
 # As the released one: it writes <|image|> for picture parts, and a system message only where there is no picture.
