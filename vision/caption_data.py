@@ -128,13 +128,16 @@ def tidy_caption(caption: str) -> str:
 
 @dataclass(frozen=True)
 class ImageTextSample:
-    """The pictures' tiles, the caption to learn (drawn from `captions`), all captions, the question if there is one."""
+    """The pictures' tiles, all captions, the question if there is one."""
 
     images: tuple[Tiles | EncodedPicture, ...]
-    caption: str
     captions: tuple[str, ...]
     id: str
     question: str = ""
+
+    def draw(self, count: int, rng: random.Random) -> tuple[str, ...]:
+        """So many different captions to learn; all of them, in random order, if there are fewer."""
+        return tuple(rng.sample(self.captions, min(count, len(self.captions))))
 
     @property
     def tiles(self) -> Tiles:
@@ -183,18 +186,17 @@ class CaptionImages:
         return self._broken.ids
 
     def sample(self, index: int, rng: random.Random) -> ImageTextSample | None:
-        """The sample of one record; `rng` draws its caption, then the augmentation.
+        """The sample of one record; `rng` draws the augmentation.
 
         Raises:
             UserError: a broken picture, with `on_error="fail"`.
         """
         record = self.records[index]
         captions = tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
-        caption = rng.choice(captions)
         images = self._broken.read(lambda: tuple(self._item(i, record.id, rng) for i in record.images), id=record.id)
         if images is None:
             return None
-        return ImageTextSample(images, caption, captions, record.id, record.question)
+        return ImageTextSample(images, captions, record.id, record.question)
 
     def _item(self, image: ImageSource, name: str, rng: random.Random) -> Tiles | EncodedPicture:
         if self.prepare is not None and isinstance(image, Path) and not (self.augment and self.augment.changes):

@@ -5,11 +5,12 @@ CoCa (Yu et al. 2022) trains it beside the contrastive loss; Tschannen et al. 20
 vision learners too") show that it alone teaches what contrast leaves out. Contrast compares whole pictures, which
 colours and places tell apart; every word of a caption asks for one thing at one place. The text decoder is thrown away.
 
-Legend: I pictures, P tokens of a picture, L text tokens, D width of the text decoder, V vocabulary, H heads, K head
-dimension.
+Legend: I pictures, P tokens of a picture, J texts, L text tokens, D width of the text decoder, V vocabulary, H heads, K
+head dimension.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +36,14 @@ class CaptionerLayer(nn.Module):
             nn.init.normal_(linear.weight, std=width**-0.5)
         nn.init.normal_(self.cross_out.weight, std=(2 * depth * width) ** -0.5)
 
-    def forward(self, x_ILD: Tensor, picture_IPD: Tensor, past_LL: Tensor) -> Tensor:
-        """`past_LL`: bool, True where a word may read another."""
-        x_ILD = x_ILD + self.text.attention(self.text.norm_attention(x_ILD), past_LL)
-        q_IHLK = self.q(self.norm_cross(x_ILD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k_IHPK, v_IHPK = self.kv(picture_IPD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x_ILD = x_ILD + self.cross_out(attend(q_IHLK, k_IHPK, v_IHPK).transpose(1, 2).flatten(2))
-        return x_ILD + self.text.mlp(self.text.norm_mlp(x_ILD))
+    def forward(self, x_JLD: Tensor, picture_IPD: Tensor, image_index_J: Tensor, past_LL: Tensor) -> Tensor:
+        """`image_index_J`: the picture of each text; `past_LL`: bool, True where a word may read another."""
+        x_JLD = x_JLD + self.text.attention(self.text.norm_attention(x_JLD), past_LL)
+        q_JHLK = self.q(self.norm_cross(x_JLD)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv_IP2HK = self.kv(picture_IPD).unflatten(-1, (2, self.heads, -1))
+        k_JHPK, v_JHPK = kv_IP2HK.index_select(0, image_index_J).permute(2, 0, 3, 1, 4)
+        x_JLD = x_JLD + self.cross_out(attend(q_JHLK, k_JHPK, v_JHPK).transpose(1, 2).flatten(2))
+        return x_JLD + self.text.mlp(self.text.norm_mlp(x_JLD))
 
 
 class Captioner(nn.Module):
@@ -65,41 +67,48 @@ class Captioner(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions.weight, std=0.02)
 
-    def forward(self, pictures: list[Tensor], input_ids_IL: Tensor, attention_mask_IL: Tensor) -> Tensor:
+    def forward(
+        self, pictures: Sequence[Tensor], input_ids_JL: Tensor, attention_mask_JL: Tensor, image_index: Sequence[int]
+    ) -> Tensor:
         """Logits [tokens, V] of all text tokens, text after text.
 
         Args:
             pictures: tokens [P, image_width] of each picture; the numbers may differ.
-            input_ids_IL, attention_mask_IL: its text, padded on the right (mask 1 = token).
+            input_ids_JL, attention_mask_JL: texts, padded on the right (mask 1 = token).
+            image_index: the picture of each text.
         """
-        read_IL = attention_mask_IL.bool()
-        lengths_I = read_IL.sum(1).tolist()
-        place_IL = torch.arange(read_IL.numel(), device=read_IL.device).unflatten(0, read_IL.shape)
+        read_JL = attention_mask_JL.bool()
+        lengths_J = read_JL.sum(1).tolist()
+        place_JL = torch.arange(read_JL.numel(), device=read_JL.device).unflatten(0, read_JL.shape)
         states, places = [], []
-        for rows in _alike([len(tokens) for tokens in pictures], lengths_I):
-            rows_R = torch.tensor(rows, device=read_IL.device)
-            longest = max(lengths_I[row] for row in rows)
-            read_RL = read_IL[rows_R, :longest]
-            picture_RPD = self.image(torch.stack([pictures[row] for row in rows]))
-            states.append(self._read(input_ids_IL[rows_R, :longest], read_RL, picture_RPD)[read_RL])
-            places.append(place_IL[rows_R, :longest][read_RL])
+        for rows in _alike([len(pictures[i]) for i in image_index], lengths_J):
+            rows_R = torch.tensor(rows, device=read_JL.device)
+            longest = max(lengths_J[row] for row in rows)
+            read_RL = read_JL[rows_R, :longest]
+            shown = sorted({image_index[row] for row in rows})
+            picture_IPD = self.image(torch.stack([pictures[i] for i in shown]))
+            index_R = torch.tensor([shown.index(image_index[row]) for row in rows], device=read_JL.device)
+            states.append(self._read(input_ids_JL[rows_R, :longest], read_RL, picture_IPD, index_R)[read_RL])
+            places.append(place_JL[rows_R, :longest][read_RL])
         return F.linear(torch.cat(states)[torch.cat(places).argsort()], self.tokens.weight)
 
-    def _read(self, ids_IL: Tensor, read_IL: Tensor, picture_IPD: Tensor) -> Tensor:
-        """Last states [I, L, D] of texts; padding comes last, so that causality keeps it from the tokens that count."""
-        before_ILD = self.tokens(ids_IL.masked_fill(~read_IL, 0)[:, :-1])
-        start_I1D = self.start_D.expand(len(ids_IL), 1, -1)
-        x_ILD = torch.cat([start_I1D, before_ILD], dim=1) + self.positions.weight[: ids_IL.shape[1]]
-        past_LL = torch.ones(2 * x_ILD.shape[1:2], dtype=torch.bool, device=x_ILD.device).tril()
+    def _read(self, ids_JL: Tensor, read_JL: Tensor, picture_IPD: Tensor, image_index_J: Tensor) -> Tensor:
+        """Last states [J, L, D] of texts; padding comes last, so that causality keeps it from the tokens that count."""
+        before_JLD = self.tokens(ids_JL.masked_fill(~read_JL, 0)[:, :-1])
+        start_J1D = self.start_D.expand(len(ids_JL), 1, -1)
+        x_JLD = torch.cat([start_J1D, before_JLD], dim=1) + self.positions.weight[: ids_JL.shape[1]]
+        past_LL = torch.ones(2 * x_JLD.shape[1:2], dtype=torch.bool, device=x_JLD.device).tril()
         for layer in self.layers:
-            x_ILD = layer(x_ILD, picture_IPD, past_LL)
-        return self.norm(x_ILD)
+            x_JLD = layer(x_JLD, picture_IPD, image_index_J, past_LL)
+        return self.norm(x_JLD)
 
-    def loss(self, pictures: list[Tensor], input_ids_IL: Tensor, attention_mask_IL: Tensor) -> Tensor:
-        """Mean cross-entropy of a text token, in nats."""
+    def loss(
+        self, pictures: Sequence[Tensor], input_ids_JL: Tensor, attention_mask_JL: Tensor, image_index: Sequence[int]
+    ) -> Tensor:
+        """Mean cross-entropy of a text token, in nats; arguments as in `forward`."""
         kept = slice(0, self.positions.num_embeddings)
-        ids_IL, mask_IL = input_ids_IL[:, kept], attention_mask_IL[:, kept]
-        return F.cross_entropy(self(pictures, ids_IL, mask_IL).float(), ids_IL[mask_IL.bool()])
+        ids_JL, mask_JL = input_ids_JL[:, kept], attention_mask_JL[:, kept]
+        return F.cross_entropy(self(pictures, ids_JL, mask_JL, image_index).float(), ids_JL[mask_JL.bool()])
 
 
 def _alike(picture_lengths: list[int], text_lengths: list[int]) -> list[list[int]]:

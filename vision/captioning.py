@@ -41,9 +41,8 @@ class CaptionSamples:
         found = self.images.sample(index, rng)
         if found is None:
             return None
-        texts = rng.sample(found.captions, min(self.captions, len(found.captions)))
         question = found.question or self.prompt
-        turns = tuple(self.turns(question, text, media=len(found.images)) for text in texts)
+        turns = tuple(self.turns(question, text, media=len(found.images)) for text in found.draw(self.captions, rng))
         return Sample({"image": found.images}, turns)
 
 

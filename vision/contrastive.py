@@ -26,22 +26,21 @@ MAX_SCALE = 100.0
 class ContrastiveBatch:
     """Pictures and texts: input_ids and attention_mask [J, T] (1 = token), image_index [J] the picture of each text.
 
-    image_index None: text j belongs to picture j. A captioner needs the padding on the right.
+    A captioner needs the padding on the right.
     """
 
     tiles: TileBatch
     input_ids: Tensor
     attention_mask: Tensor
-    image_index: Tensor | None = None
+    image_index: Tensor
 
     def to(self, device: torch.device | str) -> "ContrastiveBatch":
-        index = None if self.image_index is None else self.image_index.to(device)
         return replace(
             self,
             tiles=self.tiles.to(device),
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
-            image_index=index,
+            image_index=self.image_index.to(device),
         )
 
 
@@ -157,17 +156,14 @@ class ContrastiveTask(nn.Module):
 
     def loss(self, batch: ContrastiveBatch) -> tuple[Tensor, int]:
         """Mean loss times the number of texts, and that number."""
-        texts = len(batch.input_ids)
-        index = batch.image_index
-        if index is None:
-            index = torch.arange(texts, device=batch.input_ids.device)
+        texts, index = len(batch.input_ids), batch.image_index
         positives_IJ = positive_pairs(index, len(batch.tiles), batch.input_ids, batch.attention_mask)
         tokens, pooled_ID = self.encoder.tokens_and_pool(batch.tiles)
         v_JE = self.embed_texts(batch.input_ids, batch.attention_mask)
         loss = contrastive_loss(self.image_projection(pooled_ID), v_JE, self.scale(), positives_IJ)
         if self.captioner is not None:
-            pictures = [tokens[i] for i in index.tolist()]
-            loss = loss + self.caption_weight * self.captioner.loss(pictures, batch.input_ids, batch.attention_mask)
+            said = self.captioner.loss(tokens, batch.input_ids, batch.attention_mask, index.tolist())
+            loss = loss + self.caption_weight * said
         return loss * texts, texts
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

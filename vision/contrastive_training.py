@@ -15,10 +15,10 @@ from multimodal.pretrained import BUILTIN, decoder_path, read_tokenizer
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
-from vision.caption_data import CaptionImages, ImageTextSample, read_captions
+from vision.caption_data import CaptionImages, read_captions
 from vision.caption_training import SCENES, DataConfig, training_order
 from vision.captioner import Captioner
-from vision.contrastive import ContrastiveBatch, ContrastiveTask, RetrievalRecall, TextTower, retrieval_recall
+from vision.contrastive import ContrastiveBatch, ContrastiveTask, TextTower, retrieval_recall
 from vision.encoder import ImageEncoder
 from vision.encoder_folder import load_encoder, save_encoder
 from vision.image_modality import EncoderOptions
@@ -57,15 +57,15 @@ class ContrastiveConfig:
 
 @dataclass(frozen=True)
 class CaptionedTiles:
-    """A picture and one caption of it."""
+    """A picture and some captions of it."""
 
     tiles: Tiles
-    caption: str
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ScenePairs:
-    """Built-in scenes with a caption or, as often, a full description in words."""
+    """Built-in scenes, each text of them a caption or, as often, a full description in words."""
 
     tiling: Tiling
     count: int
@@ -73,34 +73,36 @@ class ScenePairs:
     seed: int
     split: Split = "train"
     mix: SceneMix = AS_DRAWN
+    captions: int = 1
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles:
         picture, scene, _ = scene_sample(index, seed=self.seed, split=self.split, size=self.size, mix=self.mix)
-        say = rng.choice((caption, scene_in_words))
-        return CaptionedTiles(self.tiling.tile(open_picture(picture)), say(scene, rng))
+        ways = (rng.choice((caption, scene_in_words)) for _ in range(self.captions))
+        return CaptionedTiles(self.tiling.tile(open_picture(picture)), tuple(say(scene, rng) for say in ways))
 
 
 @dataclass(frozen=True)
 class CaptionPairs:
-    """Captioned pictures, each with one of its captions."""
+    """Captioned pictures, each with some of its captions; all of them if there are fewer."""
 
     images: CaptionImages
+    captions: int = 1
 
     def __len__(self) -> int:
         return len(self.images)
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles | None:
         found = self.images.sample(index, rng)
-        return CaptionedTiles(found.tiles, found.caption) if isinstance(found, ImageTextSample) else None
+        return None if found is None else CaptionedTiles(found.tiles, found.draw(self.captions, rng))
 
 
 def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, length: int) -> ContrastiveBatch:
-    """A batch of pictures with one text each."""
+    """A batch of pictures with their texts, picture after picture."""
     text = tokenizer(
-        [pair.caption for pair in pairs],
+        [caption for pair in pairs for caption in pair.captions],
         return_tensors="pt",
         padding=True,
         padding_side="right",
@@ -108,7 +110,9 @@ def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, l
         max_length=length,
         add_special_tokens=False,
     )
-    return ContrastiveBatch(batch_tiles([pair.tiles for pair in pairs]), text["input_ids"], text["attention_mask"])
+    index = torch.tensor([i for i, pair in enumerate(pairs) for _ in pair.captions])
+    tiles = batch_tiles([pair.tiles for pair in pairs])
+    return ContrastiveBatch(tiles, text["input_ids"], text["attention_mask"], index)
 
 
 def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePairs | CaptionPairs:
@@ -117,11 +121,12 @@ def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePair
         seed, count = config.train.seed + dev, data.dev_count if dev else data.scenes
         if dev:
             return ScenePairs(tiling, count, data.scene_size, seed, "held_out")
-        return ScenePairs(tiling, count, data.scene_size, seed, mix=data.mix)
+        return ScenePairs(tiling, count, data.scene_size, seed, mix=data.mix, captions=data.captions)
     records = read_captions(data.source, split=data.dev_split if dev else data.train_split, columns=data.columns)
     augment = None if dev else Augment(flip=data.flip, crop_scale=data.crop_scale)
     return CaptionPairs(
-        CaptionImages(records[: data.dev_count] if dev else records, tiling, on_error=data.on_error, augment=augment)
+        CaptionImages(records[: data.dev_count] if dev else records, tiling, on_error=data.on_error, augment=augment),
+        captions=1 if dev else data.captions,
     )
 
 
@@ -162,13 +167,7 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None
 
     def evaluate(step: int) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        recall = measure_retrieval(task, held_out, tokenizer, length=config.text_length)
-        return {
-            **{f"text_to_image_recall@{k}": value for k, value in recall.text_to_image.items()},
-            **{f"image_to_text_recall@{k}": value for k, value in recall.image_to_text.items()},
-        }
+        return measure(task, held_out, tokenizer, length=config.text_length) if held_out is not None else {}
 
     pairs = _pairs(config, tiling, dev=False)
     result = train(
@@ -187,17 +186,30 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     return result
 
 
-def measure_retrieval(
+def measure(
     task: ContrastiveTask, pairs: ScenePairs | CaptionPairs, tokenizer: AnyTokenizer, *, length: int
-) -> RetrievalRecall:
-    """Recall at 1 and 5 among all of `pairs`, one caption for each picture."""
+) -> dict[str, float]:
+    """Recall at 1 and 5 among all of `pairs`, with the first caption drawn for each picture; and, where the task has a
+    captioner, `caption_loss`: nats per token of all of them.
+    """
     found = [pairs.sample(i, random.Random(i)) for i in range(len(pairs))]
     kept = [pair for pair in found if pair is not None]
     device = task.log_scale.device
-    images, texts = [], []
+    images, texts, nats, tokens = [], [], 0.0, 0
     with torch.no_grad():
         for start in range(0, len(kept), 64):
             batch = collate_pairs(kept[start : start + 64], tokenizer, length=length).to(device)
-            images.append(task.embed_images(batch.tiles))
+            pictures, pooled_ID = task.encoder.tokens_and_pool(batch.tiles)
+            images.append(task.image_projection(pooled_ID))
             texts.append(task.embed_texts(batch.input_ids, batch.attention_mask))
-    return retrieval_recall(torch.cat(images), torch.cat(texts), torch.arange(len(kept), device=device))
+            if task.captioner is not None:
+                mask, index = batch.attention_mask, batch.image_index.tolist()
+                count = int(mask.sum())
+                nats += count * task.captioner.loss(pictures, batch.input_ids, mask, index).item()
+                tokens += count
+    recall = retrieval_recall(torch.cat(images), torch.cat(texts), torch.arange(len(kept), device=device))
+    return {
+        **{f"text_to_image_recall@{k}": value for k, value in recall.text_to_image.items()},
+        **{f"image_to_text_recall@{k}": value for k, value in recall.image_to_text.items()},
+        **({"caption_loss": nats / tokens} if tokens else {}),
+    }

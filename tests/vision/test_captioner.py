@@ -27,36 +27,43 @@ def texts(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_token_is_told_from_those_before_it() -> None:
     captioner, pictures = build(), [torch.randn(5, WIDTH)]
     ids, mask = texts(6)
-    logits = captioner(pictures, ids, mask)
+    logits = captioner(pictures, ids, mask, [0])
     other = ids.clone()
     other[0, 3] = (ids[0, 3] + 1) % VOCABULARY
-    changed = (captioner(pictures, other, mask) - logits).abs().amax(1)
+    changed = (captioner(pictures, other, mask, [0]) - logits).abs().amax(1)
     assert (changed[:4] < 1e-6).all() and (changed[4:] > 1e-4).all()
 
 
 def test_ragged_batch_equals_each_alone() -> None:
     captioner, pictures = build(), [torch.randn(n, WIDTH) for n in (5, 9, 2)]
     ids, mask = texts(4, 2, 7)
-    together = captioner(pictures, ids, mask).split(mask.sum(1).tolist())
+    together = captioner(pictures, ids, mask, range(3)).split(mask.sum(1).tolist())
     for i, logits in enumerate(together):
         length = len(logits)
-        alone = captioner(pictures[i : i + 1], ids[i : i + 1, :length], mask[i : i + 1, :length])
+        alone = captioner(pictures[i : i + 1], ids[i : i + 1, :length], mask[i : i + 1, :length], [0])
         torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
     ids[mask == 0] = VOCABULARY + 7  # padding may carry any id, such as one beyond the table
-    torch.testing.assert_close(torch.cat(together), captioner(pictures, ids, mask))
+    torch.testing.assert_close(torch.cat(together), captioner(pictures, ids, mask, range(3)))
+
+
+def test_several_texts_of_one_picture_equal_the_picture_repeated() -> None:
+    captioner, (a, b, c) = build(), [torch.randn(n, WIDTH) for n in (5, 5, 9)]
+    ids, mask = texts(4, 4, 2, 7, 4)
+    shared = captioner([a, b, c], ids, mask, [1, 0, 2, 1, 1])
+    torch.testing.assert_close(shared, captioner([b, a, c, b, b], ids, mask, range(5)))
 
 
 def test_every_token_looks_at_the_picture() -> None:
     captioner, picture = build(), torch.randn(5, WIDTH)
     ids, mask = texts(6)
-    changed = captioner([picture], ids, mask) - captioner([picture.flip(1)], ids, mask)
+    changed = captioner([picture], ids, mask, [0]) - captioner([picture.flip(1)], ids, mask, [0])
     assert (changed.abs().amax(1) > 1e-3).all()
 
 
 def test_loss_is_the_cross_entropy_of_all_tokens_that_fit() -> None:
     captioner, pictures = build(max_length=5), [torch.randn(3, WIDTH), torch.randn(4, WIDTH)]
     ids, mask = texts(3, 8)
-    logits = captioner(pictures, ids[:, :5], mask[:, :5])
+    logits = captioner(pictures, ids[:, :5], mask[:, :5], [0, 1])
     expected = F.cross_entropy(logits, torch.cat([ids[0, :3], ids[1, :5]]))
-    assert captioner.loss(pictures, ids, mask).item() == pytest.approx(expected.item())
+    assert captioner.loss(pictures, ids, mask, [0, 1]).item() == pytest.approx(expected.item())
     assert len(logits) == 8

@@ -79,16 +79,29 @@ def test_captioning_beside_contrast_trains_another_encoder(tmp_path: Path, decod
     plain = config(tmp_path / "plain", decoder_folder, SCENES)
     both = replace(plain, run_dir=tmp_path / "both", caption_weight=2.0)
     results = [pretrain_image_encoder(one) for one in (plain, both)]
-    assert results[0].metrics.keys() == results[1].metrics.keys() == RETRIEVAL
+    assert results[0].metrics.keys() == RETRIEVAL and results[1].metrics.keys() == RETRIEVAL | {"caption_loss"}
+    assert 0 < results[1].metrics["caption_loss"] < 20
     saved = [(tmp_path / name / "encoder" / "encoder.safetensors").read_bytes() for name in ("plain", "both")]
     assert saved[0] != saved[1] and len(saved[0]) == len(saved[1])
 
 
 def test_texts_say_what_the_pictures_show() -> None:
-    pairs = ScenePairs(Tiling(TILE, 4), count=8, size=TILE, seed=0, mix=SceneMix(singles=0.5))
+    pairs = ScenePairs(Tiling(TILE, 4), count=8, size=TILE, seed=0, mix=SceneMix(singles=0.5), captions=3)
     for index in range(8):
         scene = scene_sample(index, seed=0, split="train", size=TILE, mix=SceneMix(singles=0.5))[1]
-        assert set(named_objects(pairs.sample(index, random.Random(index)).caption)) == scene.pairs
+        texts = pairs.sample(index, random.Random(index)).captions
+        assert len(texts) == 3 and all(set(named_objects(text)) == scene.pairs for text in texts)
+
+
+@pytest.mark.parametrize("kind", ["scenes", "folder"])
+def test_several_captions_of_a_picture_are_learnt_in_one_step(
+    kind: str, tmp_path: Path, decoder_folder: Path, captions_folder: Path
+) -> None:
+    one = config(tmp_path / "one", decoder_folder, SCENES if kind == "scenes" else str(captions_folder))
+    for count in (1, 2):
+        data = replace(one.data, captions=count)
+        found = pretrain_image_encoder(replace(one, run_dir=tmp_path / str(count), data=data))
+        assert round(found.tokens_per_second * found.seconds) == 3 * 4 * count  # the loss counts texts
 
 
 def test_a_decoder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:

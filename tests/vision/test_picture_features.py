@@ -144,7 +144,7 @@ def test_captions_are_drawn_alike_with_and_without_and_augmented_pictures_are_no
         data = CaptionImages(records, image(model).tiling, augment=Augment(), prepare=prepare)
         rng = random.Random(1)
         found = [data.sample(i, rng) for i in range(3)]
-        draws.append(([one and one.caption for one in found], rng.random()))
+        draws.append(([one and one.draw(1, rng) for one in found], rng.random()))
         assert found[0] is not None and isinstance(found[0].images[0], KeyedTiles) == (prepare is not None)
     assert draws[0] == draws[1]
     data = CaptionImages(records, image(model).tiling, augment=Augment(flip=True), prepare=image(model).prepare)
