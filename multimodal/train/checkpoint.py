@@ -41,7 +41,12 @@ class Progress:
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, newest first."""
-    return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+    return steps_in(run_dir / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """What `write_step` wrote there, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def save_checkpoint(
@@ -51,13 +56,22 @@ def save_checkpoint(
 
     Raises `UserError` if it cannot be written (a full disk); older checkpoints are then untouched.
     """
-    final = run_dir / "checkpoints" / f"step-{progress.step:08d}"
-    temporary = final.with_name(f"tmp-{final.name}")
     generators = rng.capture()
     state = {"progress": asdict(progress), "generators": generators.plain}
+    tensors = weights(parts) | _states(parts, optimizer, generators)
+    return write_step(run_dir / "checkpoints", progress.step, tensors=tensors, state=state, keep=keep)
+
+
+def write_step(folder: Path, step: int, *, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-00000042`, whole or not at all, then remove all but the newest `keep` there.
+
+    Raises `UserError` if it cannot be written; the others are then untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = final.with_name(f"tmp-{final.name}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(parts, optimizer, generators), temporary / "tensors.safetensors")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "tensors.safetensors")
         (temporary / "state.json").write_text(json.dumps(state))
         for path in (temporary / "tensors.safetensors", temporary / "state.json", temporary):
             _sync(path)
@@ -67,7 +81,7 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write checkpoint {final}: {reason}: expected a writable disk with room") from error
-    for old in [*list_checkpoints(run_dir)[keep:], *final.parent.glob("tmp-*")]:
+    for old in [*steps_in(folder)[keep:], *folder.glob("tmp-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -87,7 +101,7 @@ def load_newest(run_dir: Path, *, parts: Parts, optimizer: torch.optim.Optimizer
             print(f"checkpoint {folder} is unreadable ({error}): trying the one before it", file=sys.stderr)
             folder.rename(folder.with_name(f"unreadable-{folder.name}"))
             continue
-        _restore_weights(folder, tensors, parts)
+        restore_weights(folder, tensors, parts)
         _restore_optimizer(tensors, parts, optimizer)
         rng.restore(rng.Generators(_select(tensors, "rng/"), plain))
         return progress
@@ -102,16 +116,24 @@ def _select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _tensors(parts: Parts, optimizer: torch.optim.Optimizer, generators: rng.Generators) -> dict[str, Tensor]:
+def weights(parts: Parts) -> dict[str, Tensor]:
+    """Trained tensors as they are kept on disk."""
+    return {f"model/{name}": parameter.detach() for name, parameter in _by_name(parts).items()}
+
+
+def _states(parts: Parts, optimizer: torch.optim.Optimizer, generators: rng.Generators) -> dict[str, Tensor]:
     tensors = {f"rng/{name}": state for name, state in generators.tensors.items()}
     for name, parameter in _by_name(parts).items():
-        tensors[f"model/{name}"] = parameter.detach()
         state = packed_state(optimizer.state.get(parameter, {}))
         tensors |= {f"optimizer/{name}/{key}": value for key, value in state.items()}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
-def _restore_weights(folder: Path, tensors: dict[str, Tensor], parts: Parts) -> None:
+def restore_weights(folder: Path, tensors: dict[str, Tensor], parts: Parts) -> None:
+    """Put back what `weights` gave.
+
+    Raises `UserError` if it is of another model.
+    """
     parameters, saved = _by_name(parts), _select(tensors, "model/")
     if saved.keys() != parameters.keys() or any(saved[name].shape != p.shape for name, p in parameters.items()):
         odd = sorted(saved.keys() ^ parameters.keys()) or [

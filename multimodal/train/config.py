@@ -54,6 +54,9 @@ class TrainConfig:
     """Steps between printed lines when the output is not a terminal (the log file has every step)."""
     eval_every: int = 0
     """Steps between evaluations. 0 = at the end only."""
+    keep_best: str = ""
+    """The run ends with the weights of the evaluation at which this number was highest, such as cider_d; with a minus
+    before it lowest, such as -wer. "" = those of the last step."""
     max_minutes: float | None = None
     """Wall-clock budget of the whole run: the learning rate follows the clock where that is ahead of the steps, and the
     run ends in time with an ordinary checkpoint. Such a run depends on the machine's speed, so it is not exactly

@@ -18,6 +18,7 @@ from torch import nn
 from multimodal.config import dump
 from multimodal.data.order import Order, SampleSource, SeededOrder, StepData, step_loader
 from multimodal.errors import UserError
+from multimodal.train.best import Best
 from multimodal.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
 from multimodal.train.config import TrainConfig
 from multimodal.train.logging import RunLog, peak_memory_mb, write_description
@@ -86,6 +87,10 @@ def train(
     run = _Run(
         task=task, dataset=dataset, collate=collate, config=config, run_dir=run_dir, evaluate=evaluate, order=order
     )
+    if config.keep_best:
+        if evaluate is None:
+            raise UserError(f"--train.keep-best {config.keep_best}: nothing is evaluated here; expected held-out data")
+        run.best = Best(config.keep_best, run_dir, resume=resume)
     with weights_in(torch.bfloat16, config, run.parts):
         if resume:
             run.restore()
@@ -94,6 +99,7 @@ def train(
             config_yaml = config_yaml if config_yaml is not None else dump(config)
             write_description(run_dir, config_yaml=config_yaml, precision=run.precision, device=run.device)
             run.loop(steps, log)
+            run.end()
     return run.result()
 
 
@@ -123,6 +129,7 @@ class _Run:
         if kept == "bf16" and self.precision != kept:
             raise UserError(f"--master-weights is bf16 and arithmetic {self.precision}: expected --precision bf16 too")
         self.optimizer = build_optimizer(task, self.parts, config)
+        self.best: Best | None = None
         self.progress = Progress(fingerprint=self.order.fingerprint, optimizer=f"{config.optimizer}, {kept}")
 
     def restore(self) -> None:
@@ -245,6 +252,13 @@ class _Run:
             self.progress.metrics = evaluate(self.progress.step)
         self._set_training(True)
         log.evaluation(self.progress.step, self.progress.metrics)
+        if self.best is not None:
+            self.best.offer(self.progress, self.parts)
+
+    def end(self) -> None:
+        """Leave the task with the weights that the run is to end with."""
+        if self.best is not None:
+            self.progress.metrics = self.best.restore(self.parts) or self.progress.metrics
 
     def _save(self) -> None:
         parts, optimizer, progress = self.parts, self.optimizer, self.progress

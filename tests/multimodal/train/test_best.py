@@ -1,0 +1,76 @@
+"""A run ends with the weights of its best evaluation, also after a kill."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from multimodal.errors import UserError
+from tests.multimodal.train.test_loop import ToyTask, checkpoints, run
+
+SCORES = {5: 0.2, 10: 0.7, 15: 0.7, 20: 0.4}
+
+
+def state(task: ToyTask) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in task.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def scored(task: ToyTask, seen: dict[int, dict[str, Tensor]], step: int) -> dict[str, float]:
+    seen[step] = state(task)
+    return {"score": SCORES[step], "error": SCORES[step]}
+
+
+@pytest.mark.parametrize(("number", "best"), [("score", 10), ("-error", 5)])
+def test_the_run_ends_with_the_weights_of_the_best_evaluation(tmp_path: Path, number: str, best: int) -> None:
+    task, seen = ToyTask(), {}
+    _, result = run(tmp_path, task=task, evaluate=lambda step: scored(task, seen, step), eval_every=5, keep_best=number)
+    assert same(state(task), seen[best]) and not same(seen[best], seen[20])
+    assert result.metrics == {"score": SCORES[best], "error": SCORES[best], "best_step": best}
+    assert result.steps == 20 and checkpoints(tmp_path)[-1] == "step-00000020"  # the run itself went on from there
+    assert [folder.name for folder in (tmp_path / "best").iterdir()] == [f"step-{best:08d}"]
+
+
+def test_without_it_the_run_ends_with_its_last_weights(tmp_path: Path) -> None:
+    task, seen = ToyTask(), {}
+    _, result = run(tmp_path, task=task, evaluate=lambda step: scored(task, seen, step), eval_every=5)
+    assert same(state(task), seen[20]) and result.metrics["score"] == SCORES[20]
+    assert not (tmp_path / "best").exists()
+
+
+def test_what_was_best_before_a_kill_is_best_afterwards(tmp_path: Path) -> None:
+    task, seen = ToyTask(), {}
+    task.interrupt_at = 18
+    options = {"eval_every": 5, "keep_best": "score"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, task=task, evaluate=lambda step: scored(task, seen, step), **options)
+    again = ToyTask()
+    _, result = run(tmp_path, task=again, evaluate=lambda step: scored(again, {}, step), resume=True, **options)
+    assert same(state(again), seen[10]) and result.metrics["best_step"] == 10
+
+
+def test_a_new_run_forgets_what_was_best_before(tmp_path: Path) -> None:
+    run(tmp_path, evaluate=lambda step: {"score": 9.0}, eval_every=0, keep_best="score", steps=5, save_every=0)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        folder.rename(tmp_path / "elsewhere")
+    task, seen = ToyTask(), {}
+    run(tmp_path, task=task, evaluate=lambda step: scored(task, seen, step), eval_every=5, keep_best="score")
+    assert same(state(task), seen[10])
+
+
+def test_a_number_that_is_not_evaluated_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="keep-best wer: the evaluation has no such number; expected one of score"):
+        run(tmp_path / "a", evaluate=lambda step: {"score": 1.0}, keep_best="wer")
+    with pytest.raises(UserError, match="keep-best wer: nothing is evaluated here"):
+        run(tmp_path / "b", keep_best="wer")
+
+
+def test_unreadable_weights_are_named(tmp_path: Path) -> None:
+    run(tmp_path, evaluate=lambda step: {"score": 1.0}, keep_best="score")
+    (tmp_path / "best" / "step-00000020" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="best/step-00000020: unreadable"):
+        run(tmp_path, evaluate=lambda step: {"score": 1.0}, keep_best="score", resume=True)
