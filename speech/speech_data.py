@@ -16,7 +16,7 @@ from speech.augment import Augment
 from speech.cuttings import cuttings
 from speech.fsdd import connected_digits, is_fsdd
 from speech.spoken_data import spoken_sentences, spoken_translations
-from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, short_prose
+from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, piece_of, short_prose
 from speech.transcript_rows import Languages, SpeechColumns
 from speech.transcripts import read_transcripts
 from speech.utterance import Utterance, Waveforms
@@ -61,8 +61,8 @@ class SpeechDataConfig:
     digits: tuple[int, int] = (3, 6)
     """How many digits are in a row."""
     cuttings: int = 0
-    """Pieces of one to four words, so many in an epoch, of sentences whose word times are beside them in
-    `word_times.tsv` (id, word, start, end)."""
+    """Pieces of one to four words, so many in an epoch: cut out of sentences whose word times are beside them in
+    `word_times.tsv` (id, word, start, end), or said so by the built-in voices."""
     sentences: int = 20000
     """Built-in sentences in an epoch."""
     translations: int = 0
@@ -130,6 +130,8 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
     """
     if data.source == SPOKEN:
         found = spoken_sentences(writers, count=data.sentences, split="train", seed=seed)
+        pieces = [piece_of(writer) for writer in writers]
+        found += spoken_sentences(pieces, count=data.cuttings, split="train", seed=seed, name="piece")
         found += spoken_translations(data.translated, count=data.translations, split="train", seed=seed)
     else:
         found = data.read(data.train_split)

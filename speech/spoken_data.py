@@ -67,8 +67,10 @@ def _spoken(text: str, voices: Sequence[Voice], rng: random.Random) -> SpokenSou
     )
 
 
-def spoken_sentences(writers: Sequence[Writer], *, count: int, split: SpokenSplit, seed: int) -> list[Utterance]:
-    """English sentences, each of a writer drawn from `writers`, to be transcribed.
+def spoken_sentences(
+    writers: Sequence[Writer], *, count: int, split: SpokenSplit, seed: int, name: str = "sentence"
+) -> list[Utterance]:
+    """English sentences, each of a writer drawn from `writers`, to be transcribed; `name` is what their ids begin with.
 
     Raises:
         UserError: a writer has too few texts.
@@ -78,7 +80,7 @@ def spoken_sentences(writers: Sequence[Writer], *, count: int, split: SpokenSpli
         rng = random.Random(f"spoken/{split}/{seed}/{number}")
         text = write(rng.choice(writers), rng, held_out=split == "held_out")
         sound = _spoken(text, voices, rng)
-        made.append(Utterance(sound=sound, text=text, id=f"sentence {number}", speaker=str(sound.voice)))
+        made.append(Utterance(sound=sound, text=text, id=f"{name} {number}", speaker=str(sound.voice)))
     return made
 
 

@@ -7,6 +7,7 @@ import random
 import zlib
 
 from multimodal.data.text import Writer
+from multimodal.data.word_times import MOST_WORDS
 from multimodal.errors import UserError
 
 # fmt: off
@@ -142,6 +143,18 @@ def write(writer: Writer, rng: random.Random, *, held_out: bool) -> str:
         if is_held_out(text) == held_out:
             return text
     raise UserError(f"built-in sentences: no text {'for tests' if held_out else 'to learn'} among 1000; expected more")
+
+
+def piece_of(writer: Writer) -> Writer:
+    """A writer of one to four words in a row, out of a text that is not held out."""
+
+    def piece(rng: random.Random) -> str:
+        words = write(writer, rng, held_out=False).split()
+        length = rng.randint(1, min(MOST_WORDS, len(words)))
+        first = rng.randrange(len(words) - length + 1)
+        return " ".join(words[first : first + length])
+
+    return piece
 
 
 def spoken_and_translated(rng: random.Random, *, language: str) -> tuple[str, str]:

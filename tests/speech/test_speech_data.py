@@ -35,6 +35,15 @@ def test_digits_come_alone_and_in_a_row(folder: Path) -> None:
     assert evaluation_sets(SpeechDataConfig(source=str(folder)), seed=0) == {}
 
 
+def test_built_in_voices_say_pieces_too() -> None:
+    pytest.importorskip("espeakng_loader", reason="eSpeak NG is not installed (pip install espeakng-loader)")
+    data = SpeechDataConfig(sentences=30, cuttings=20)
+    found = training_utterances(data, seed=0)
+    assert found[:30] == training_utterances(replace(data, cuttings=0), seed=0)
+    assert len(found) == 50 and all(1 <= len(u.text.split()) <= 4 for u in found[30:])
+    assert len({u.id for u in found}) == 50
+
+
 def test_a_share_of_the_transcripts_is_drawn_by_the_seed(folder: Path) -> None:
     data = SpeechDataConfig(source=str(folder), share=0.25)
     first, again, other = (training_utterances(data, seed=seed) for seed in (0, 0, 1))

@@ -14,6 +14,7 @@ from speech.spoken_texts import (
     is_held_out,
     number_phrase,
     ordinal_in_words,
+    piece_of,
     short_prose,
     spoken_and_translated,
     write,
@@ -42,6 +43,20 @@ def test_digits_in_a_row_come_again() -> None:
     assert {word for row in rows for word in row} == {in_words(number) for number in range(10)}
     assert {len(row) for row in rows} == set(range(1, 9))
     assert any(a == b for row in rows for a, b in pairwise(row))
+
+
+def test_pieces_are_words_in_a_row_of_texts_that_training_hears() -> None:
+    texts: list[str] = []
+
+    def writer(rng: random.Random) -> str:
+        texts.append(short_prose(rng))
+        return texts[-1]
+
+    for seed in range(50):
+        piece = piece_of(writer)(random.Random(seed))
+        assert f" {piece} " in f" {texts[-1]} " and not is_held_out(texts[-1])
+    lengths = {len(piece_of(short_prose)(random.Random(seed)).split()) for seed in range(50)}
+    assert lengths == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("writer", [number_phrase, short_prose])
