@@ -7,7 +7,7 @@ Legend: B batch, T positions, D decoder width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multimodal.attention import trains_in_bf16_on_cpu
+from multimodal.cast_once import CastOnce
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.loss import FrozenHead
@@ -47,6 +48,7 @@ class FrozenDecoder(nn.Module):
         self.adapters = nn.ModuleDict()
         self.seam = Seam(lm.get_decoder(), self.adapters)
         self.checkpointing = False
+        self.cast_once = CastOnce(self.lm)
         table = lm.get_input_embeddings()
         self.vocab_size: int = table.weight.shape[0]
         self.extra_embedding = nn.Embedding(extra_tokens, table.weight.shape[1], device=table.weight.device)
@@ -157,7 +159,8 @@ class FrozenDecoder(nn.Module):
             self._check(memory)
             inputs[KEYWORD] = memory
         if not (self.checkpointing and torch.is_grad_enabled()):
-            with sdpa_kernel(SDPBackend.MATH) if trains_in_bf16_on_cpu(input_ids.device) else nullcontext():
+            attention = sdpa_kernel(SDPBackend.MATH) if trains_in_bf16_on_cpu(input_ids.device) else nullcontext()
+            with attention, self._casts():
                 return self.seam.decoder(**inputs).last_hidden_state
         # Fused in any case: the recomputation in backward would not find this context.
         embeds = inputs.get("inputs_embeds")
@@ -204,7 +207,7 @@ class FrozenDecoder(nn.Module):
             attention_mask = torch.ones_like(input_ids)
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        with self.seam.using(memory):
+        with self.seam.using(memory), self._casts():
             out = self.lm.generate(**inputs, **kw)
         tokens = out if isinstance(out, Tensor) else out.sequences
         return tokens if "inputs_embeds" in inputs else tokens[:, input_ids.shape[1] :]
@@ -251,6 +254,9 @@ class FrozenDecoder(nn.Module):
         if highest < self.vocab_size and not inserted:
             return {"input_ids": input_ids}
         return {"inputs_embeds": self.embed(input_ids, inserted)}
+
+    def _casts(self) -> AbstractContextManager[None]:
+        return nullcontext() if torch.compiler.is_compiling() else self.cast_once()
 
     def _check(self, memory: CrossMemory) -> None:
         for name in memory.by_adapter:

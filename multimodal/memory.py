@@ -7,7 +7,8 @@ Legend: B batch, P prompt positions, T positions of one decoder call, S memory t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,6 +71,14 @@ class AdapterMemory:
         row_valid_BT = mask_BTS.any(-1)
         return Visibility(mask_BTS, row_valid_BT, _readers(mask_BTS, row_valid_BT))
 
+    @cached_property
+    def afterwards(self) -> Visibility:
+        """Masks for any one column after the prompt; they are all alike, so that generated tokens share them."""
+        column = torch.tensor([self.token_group.shape[1]], device=self.token_group.device)
+        seen = self.visible(column)
+        everything = not seen.mask_BTS.is_meta and bool(seen.mask_BTS.all())
+        return replace(seen, readers=Readers(None, 0, unmasked=True)) if everything else seen
+
     def rows(self, rows_R: Tensor, length: int) -> "AdapterMemory":
         """Some of the rows (long [R]), with the first `length` columns of their sequences."""
         return AdapterMemory(
@@ -119,6 +128,11 @@ class CrossMemory:
     def batch_size(self) -> int:
         """Number of batch rows."""
         return next(iter(self.by_adapter.values())).token_group.shape[0]
+
+    @property
+    def prompt_length(self) -> int:
+        """P: columns of the prompt."""
+        return next(iter(self.by_adapter.values())).token_group.shape[1]
 
     def rows(self, rows_R: Tensor, length: int) -> "CrossMemory":
         """Some of the rows (long [R]), with the first `length` columns of their sequences."""

@@ -143,8 +143,11 @@ class DecoderHook:
         # Only the cache knows which columns of the sequence this call covers: left padding shifts the position ids.
         cache = kwargs.get("past_key_values")
         start = 0 if cache is None else cache.get_seq_length()
-        columns_T = torch.arange(length, device=inputs.device) + start
-        visible = {name: one.visible(columns_T) for name, one in memory.by_adapter.items()}
+        if isinstance(start, int) and start >= memory.prompt_length and not torch.compiler.is_compiling():
+            visible = {name: one.afterwards for name, one in memory.by_adapter.items()}
+        else:
+            columns_T = torch.arange(length, device=inputs.device) + start
+            visible = {name: one.visible(columns_T) for name, one in memory.by_adapter.items()}
         return args, {**kwargs, KEYWORD: _Call(memory, visible)}
 
     def _expand(self, memory: CrossMemory, rows: int) -> CrossMemory:

@@ -37,6 +37,18 @@ def test_generated_positions_inherit_the_last_prompt_column():
     assert torch.equal(step.mask_BTS, whole.mask_BTS[:, 7:8])
 
 
+def test_what_comes_after_the_prompt_shares_one_visibility():
+    late = replace(memory(), memory_column=torch.tensor([[1, 3, 4, 4], [2, 2, 2, 2]]))
+    for one in (memory(), late):
+        seen, step = one.afterwards, one.visible(torch.tensor([8]))
+        assert torch.equal(seen.mask_BTS, step.mask_BTS) and torch.equal(seen.row_valid_BT, step.row_valid_BT)
+        assert seen.readers is None and one.afterwards is seen
+    one = memory()
+    alone = AdapterMemory(one.keys, one.values, torch.ones(2, 4).long(), torch.ones(2, 3).long()).afterwards
+    assert alone.readers is not None and alone.readers.unmasked and alone.readers.first == 0
+    assert CrossMemory({"image": memory()}).prompt_length == 6
+
+
 def test_a_group_without_memory_tokens_sees_nothing():
     kv = torch.zeros(1, 1, 2, 2)
     seen = AdapterMemory({0: kv}, {0: kv}, torch.tensor([[1, -1]]), torch.tensor([[1, 2, 2]])).visible(torch.arange(3))
