@@ -115,6 +115,7 @@ class ContrastiveTask(nn.Module):
         encoder: its plain ViT is trained; taps, global layers and tile tables join later (spec 0.1).
         embed_dim: E, width of the shared space.
         captioner: learns beside it to say the texts; `caption_weight` is the weight of its loss.
+        patch_dropout: share of the patches that the encoder does not see in training.
     """
 
     def __init__(
@@ -125,9 +126,11 @@ class ContrastiveTask(nn.Module):
         embed_dim: int = 192,
         captioner: Captioner | None = None,
         caption_weight: float = 2.0,
+        patch_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.patch_dropout = patch_dropout
         self.text = text
         self.captioner = captioner
         self.caption_weight = caption_weight
@@ -158,7 +161,8 @@ class ContrastiveTask(nn.Module):
         """Mean loss times the number of texts, and that number."""
         texts, index = len(batch.input_ids), batch.image_index
         positives_IJ = positive_pairs(index, len(batch.tiles), batch.input_ids, batch.attention_mask)
-        tokens, pooled_ID = self.encoder.tokens_and_pool(batch.tiles)
+        dropped = self.patch_dropout if self.training else 0.0
+        tokens, pooled_ID = self.encoder.tokens_and_pool(batch.tiles, dropped=dropped)
         v_JE = self.embed_texts(batch.input_ids, batch.attention_mask)
         loss = contrastive_loss(self.image_projection(pooled_ID), v_JE, self.scale(), positives_IJ)
         if self.captioner is not None:

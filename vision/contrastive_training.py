@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from multimodal.config import dump
+from multimodal.errors import UserError
 from multimodal.pretrained import BUILTIN, decoder_path, read_tokenizer
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
@@ -49,10 +50,16 @@ class ContrastiveConfig:
     caption_weight: float = 0.0
     """Weight of a captioning loss beside the contrastive one (CoCa has 2); 0 = none. Its text decoder has the text
     tower's sizes."""
+    patch_dropout: float = 0.0
+    """Share of the patches of a picture that are left out in training: cheaper steps, and less is learnt by heart."""
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.patch_dropout < 1:
+            raise UserError(f"--patch-dropout {self.patch_dropout}: expected 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,7 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
         embed_dim=config.embed_dim,
         captioner=captioner if config.caption_weight else None,
         caption_weight=config.caption_weight,
+        patch_dropout=config.patch_dropout,
     )
     tiling = Tiling(encoder.tile_size, config.encoder.max_tiles, config.stretch, encoder.pixel_mean, encoder.pixel_std)
     held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None

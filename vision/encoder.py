@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
@@ -281,10 +282,15 @@ class ImageEncoder(Encoder):
         """
         return self.tokens_and_pool(batch)[1]
 
-    def tokens_and_pool(self, batch: TileBatch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The plain ViT's post-norm tokens [P, D] of each picture, and what `pool` makes of them."""
-        final_TLD, _ = self.forward_intermediates(batch)
-        tiles = final_TLD.split(batch.lengths)
+    def tokens_and_pool(self, batch: TileBatch, *, dropped: float = 0.0) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The plain ViT's post-norm tokens [P, D] of each picture, and what `pool` makes of them.
+
+        `dropped`: share of the patches of each tile, drawn at random, that are left out (Li et al. 2023, "Scaling
+        language-image pre-training via masking").
+        """
+        layout = self._layout(batch)
+        final_TLD, _ = self._plain(layout, (), dropped=dropped)
+        tiles = layout.real(final_TLD).split(batch.lengths)
         return tuple(t.flatten(0, 1) for t in tiles), torch.stack([t[:, 0].mean(dim=0) for t in tiles])
 
     def plain_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -313,12 +319,15 @@ class ImageEncoder(Encoder):
         most, numerics = self.config.max_tiles, self.config.numerics
         return lay_out(batch, max_tiles=most, tokens_per_tile=self.tokens_per_tile, numerics=numerics)
 
-    def _plain(self, layout: TileLayout, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """`forward_intermediates`, padding included."""
+    def _plain(self, layout: TileLayout, layers: Sequence[int], *, dropped: float = 0.0) -> tuple[Tensor, list[Tensor]]:
+        """`forward_intermediates`, padding included, without some patches."""
         x_TLD = self.stem(layout.pixels).flatten(2).transpose(1, 2)
         x_TLD = self.pre_tile(x_TLD, layout.rows_T)
         x_TLD = torch.cat([self.class_token_D.expand(len(x_TLD), 1, -1), x_TLD], dim=1)
-        x_TLD = layout.pad(self.norm_pre(x_TLD + self.positions(layout.rows_T)))
+        x_TLD = x_TLD + self.positions(layout.rows_T)
+        if dropped:
+            x_TLD = _some_patches(x_TLD, kept=max(1, round((1 - dropped) * (x_TLD.shape[1] - 1))))
+        x_TLD = layout.pad(self.norm_pre(x_TLD))
         x_TLD, kept = self._run(self.layers, x_TLD, layout, keep=layers)
         return self.norm_post(x_TLD), kept
 
@@ -347,3 +356,11 @@ class ImageEncoder(Encoder):
         back_T = torch.cat(list(index.values())).argsort()
         final_TLD, *taps = (torch.cat(states)[back_T] for states in zip(*outputs, strict=True))
         return final_TLD, taps
+
+
+def _some_patches(x_TLD: Tensor, *, kept: int) -> Tensor:
+    """The class token and `kept` patches of each tile, drawn at random, in order: [T, L, D] -> [T, 1 + kept, D]"""
+    drawn_TL = torch.rand(x_TLD.shape[0], x_TLD.shape[1] - 1, device=x_TLD.device)
+    chosen_TL = drawn_TL.topk(kept, dim=1).indices.sort(dim=1).values + 1
+    index_TL = F.pad(chosen_TL, (1, 0))
+    return x_TLD.gather(1, index_TL[..., None].expand(-1, -1, x_TLD.shape[2]))

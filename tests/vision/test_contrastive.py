@@ -15,7 +15,7 @@ from vision.contrastive import (
     positive_pairs,
     retrieval_recall,
 )
-from vision.encoder import ImageEncoder, ImageEncoderConfig
+from vision.encoder import ImageEncoder, ImageEncoderConfig, _some_patches
 from vision.tiling import TileBatch
 
 
@@ -186,3 +186,28 @@ def test_training_separates_pairs_it_has_not_seen() -> None:
         vectors = task.embed_images(held_out.tiles), task.embed_texts(held_out.input_ids, held_out.attention_mask)
     recall = retrieval_recall(*vectors, torch.arange(16))
     assert recall.text_to_image[1] > 0.8 and recall.image_to_text[1] > 0.8  # chance: 1/16
+
+
+def test_patches_are_dropped_in_training_alone() -> None:
+    task = build(caption_weight=2.0)
+    tiles = batch_of(task).tiles
+    whole, pooled = task.encoder.tokens_and_pool(tiles)
+    some, other = task.encoder.tokens_and_pool(tiles, dropped=0.5)
+    assert [len(t) - n for t, n in zip(some, tiles.lengths, strict=True)] == [
+        (len(t) - n) // 2 for t, n in zip(whole, tiles.lengths, strict=True)
+    ]
+    assert not torch.allclose(pooled, other)
+    task.patch_dropout = 0.5
+    batch = batch_of(task)
+    task.eval()
+    assert torch.equal(task.loss(batch)[0], task.loss(batch)[0])
+    task.train()
+    assert not torch.equal(task.loss(batch)[0], task.loss(batch)[0])
+
+
+def test_no_patch_is_taken_twice_and_the_class_token_stays() -> None:
+    x_TLD = torch.arange(3 * 10.0).view(3, 10, 1)
+    found = _some_patches(x_TLD, kept=4)[..., 0]
+    assert found.shape == (3, 5) and torch.equal(found[:, 0], x_TLD[:, 0, 0])
+    assert (found.diff(dim=1) > 0).all()
+    assert all(set(row) <= set(whole) for row, whole in zip(found.tolist(), x_TLD[..., 0].tolist(), strict=True))
