@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from multimodal.errors import UserError
@@ -49,21 +50,30 @@ class Best:
     def restore(self, parts: Parts) -> dict[str, float]:
         """Put the kept weights back; the numbers of their evaluation, with its step as `best_step`. Nothing if none are
         kept.
+
+        Raises:
+            UserError: they are unreadable or of another model.
         """
         kept = self._kept()
         if kept is None:
             return {}
         folder = steps_in(self.folder)[0]
-        restore_weights(folder, load_file(folder / "tensors.safetensors"), parts)
+        try:
+            tensors = load_file(folder / "tensors.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}: unreadable ({error}): expected the weights of an evaluation") from None
+        restore_weights(folder, tensors, parts)
         return kept.metrics | {"best_step": kept.step}
 
     def _kept(self) -> Progress | None:
-        for folder in steps_in(self.folder):
-            try:
-                return Progress(**json.loads((folder / "state.json").read_text())["progress"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{folder}: unreadable ({error}): expected the weights of an evaluation") from None
-        return None
+        """How far the run was when it kept weights."""
+        folders = steps_in(self.folder)
+        if not folders:
+            return None
+        try:
+            return Progress(**json.loads((folders[0] / "state.json").read_text())["progress"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folders[0]}: unreadable ({error}): expected the weights of an evaluation") from None
 
     def _value(self, metrics: dict[str, float]) -> float:
         if self.name not in metrics:

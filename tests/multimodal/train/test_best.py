@@ -69,8 +69,9 @@ def test_a_number_that_is_not_evaluated_is_named(tmp_path: Path) -> None:
         run(tmp_path / "b", keep_best="wer")
 
 
-def test_unreadable_weights_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_unreadable_weights_are_named(tmp_path: Path, name: str) -> None:
     run(tmp_path, evaluate=lambda step: {"score": 1.0}, keep_best="score")
-    (tmp_path / "best" / "step-00000020" / "state.json").write_text("{")
+    (tmp_path / "best" / "step-00000020" / name).write_text("{")
     with pytest.raises(UserError, match="best/step-00000020: unreadable"):
         run(tmp_path, evaluate=lambda step: {"score": 1.0}, keep_best="score", resume=True)
