@@ -27,11 +27,9 @@ from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
 from vision.scenes import SceneMix
-from vision.tiling import Augment, batch_tiles
+from vision.tiling import Augment
 
 SCENES = "scenes"
-STATISTICS_FROM = 200
-"""Pictures from whose features their mean and deviation are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +91,6 @@ class CaptioningConfig:
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
-    normalise: bool = False
-    """A new adapter begins with the mean and deviation of the features of some training pictures taken out: encoders
-    that know little tell patches apart by little."""
     cache: Literal["auto", "off"] = "auto"
     """Keep on disk what an encoder that stays frozen makes of pictures that are files and are not augmented; off
     computes it anew each time."""
@@ -163,20 +158,6 @@ def _image(model: MultimodalModel) -> ImageModality:
     modality = model.modalities["image"]
     assert isinstance(modality, ImageModality)
     return modality
-
-
-def normalise_features(model: MultimodalModel, samples: SampleSource, *, seed: int) -> None:
-    """By the features of some pictures, drawn by the seed, so that a resumed run finds the same.
-
-    Raises:
-        UserError: none of them can be read.
-    """
-    drawn = random.Random(f"statistics/{seed}").sample(range(len(samples)), min(STATISTICS_FROM, len(samples)))
-    found = (samples.sample(number, random.Random(number)) for number in drawn)
-    try:
-        _image(model).normalise_features(batch_tiles(sample.media["image"]) for sample in found if sample is not None)
-    except ValueError:
-        raise UserError(f"none of {len(drawn)} pictures can be read; expected pictures to learn from") from None
 
 
 def use_feature_cache(model: MultimodalModel, config: CaptioningConfig, settings: TrainConfig) -> None:
@@ -262,8 +243,6 @@ def train_captioning(
         UserError: anything the user can put right.
     """
     model = build_model(config)
-    if config.normalise and config.start is None:
-        normalise_features(model, training_data(model, config), seed=config.train.seed)
     sha256, start = model.decoder.sha256(), model.modalities_sha256()
     result = _stage(config, model, config.train, "initial")
     anneal = config.anneal

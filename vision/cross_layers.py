@@ -8,7 +8,6 @@ Legend: B rows, S memory tokens of the longest row, N memory tokens of all media
 head dimension.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,9 +29,6 @@ class CrossLayersConfig:
     heads: int = 0
     kv_heads: int = 0
     ffn: int = 0
-    attention_gate: float = 0.0
-    """Where the attention gates begin (tanh of them), from -1 to 1, the paper's being 0. There a gate follows the noise of
-    its gradient and turns to and fro, and with it what the attention is taught; few pictures do not get it off."""
 
 
 class CrossLayers(nn.ModuleDict):
@@ -55,8 +51,6 @@ class CrossLayers(nn.ModuleDict):
                 f"cross-attention layers: {heads} heads, {kv_heads} key/value heads; expected at most the decoder's "
                 f"width {decoder.width}, and a multiple of the key/value heads"
             )
-        if not -1 < config.attention_gate < 1:
-            raise UserError(f"cross-attention layers: attention_gate {config.attention_gate}, expected -1 to 1")
         super().__init__(
             {
                 str(layer): GatedCrossAttention(
@@ -71,9 +65,6 @@ class CrossLayers(nn.ModuleDict):
                 for layer in placed
             }
         )
-        for layer in self.values():
-            assert isinstance(layer, GatedCrossAttention)
-            nn.init.constant_(layer.attn_gate.weight, math.atanh(config.attention_gate))
 
     def memory(self, tokens_ND: Tensor, lengths: tuple[int, ...], batch: MediaBatch) -> AdapterMemory:
         """Keys and values for every row of the batch, from the tokens of its media, of which each has some length."""

@@ -3,14 +3,11 @@
 Llama 3 paper, section 7.2 / spec A4. One projection serves all layers.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from multimodal.batch import MediaBatch
-from multimodal.channel_statistics import channel_statistics
 from multimodal.decoder_sizes import DecoderSizes
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
@@ -64,24 +61,6 @@ class ImageAdapter(nn.Module):
         self.projector = nn.Linear(feature_dim, decoder.width)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = CrossLayers(config, decoder=decoder, placed=config.layers_of(decoder.layers))
-
-    @torch.no_grad()
-    def normalise_features(self, chunks: Iterable[Tensor]) -> None:
-        """Let the projector take features to mean 0 and deviation 1, channel by channel, before it projects (in place).
-
-        Most of a feature may be what all patches of all pictures share; attention then tells them apart only late.
-
-        Args:
-            chunks: features [N, C] such as it will meet.
-
-        Raises:
-            ValueError: there are none.
-        """
-        mean_C, deviation_C = channel_statistics(chunks)
-        weight_DC = self.projector.weight
-        scaled_DC = weight_DC.double().cpu() / deviation_C.clamp(min=1e-3)  # a channel that never moves is not blown up
-        weight_DC.copy_(scaled_DC)
-        self.projector.bias.sub_((scaled_DC @ mean_C).to(weight_DC))
 
     def memory(self, features: ImageFeatures, batch: MediaBatch) -> AdapterMemory:
         """Keys and values for every row of the batch, from the features [N, C] of its pictures."""

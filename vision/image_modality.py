@@ -1,6 +1,6 @@
 """Pictures as a modality of `MultimodalModel`: tiling, image encoder and image adapter in one place."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -174,19 +174,6 @@ class ImageModality(nn.Module):
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
             return self.encoder(items)
-
-    @torch.no_grad()
-    def normalise_features(self, batches: Iterable[TileBatch]) -> None:
-        """Let the adapter's projector normalise features by those of some pictures, before it learns.
-
-        Raises:
-            ValueError: there are none.
-        """
-        training = self.encoder.training
-        self.encoder.eval()
-        device = self.adapter.projector.weight.device
-        self.adapter.normalise_features(self.encoder(batch.to(device)).tokens for batch in batches)
-        self.encoder.train(training)
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""

@@ -24,7 +24,6 @@ from vision.caption_training import (
     CaptioningConfig,
     DataConfig,
     build_model,
-    normalise_features,
     read_asked,
     train_captioning,
     training_data,
@@ -33,7 +32,6 @@ from vision.caption_training import (
 from vision.captioning import CaptionSamples, SceneSamples
 from vision.image_modality import EncoderOptions
 from vision.scenes import SceneMix
-from vision.tiling import batch_tiles
 
 
 @pytest.fixture
@@ -69,34 +67,6 @@ def test_a_run_goes_on_from_an_adapter(config: CaptioningConfig, adapter_folder:
     tiny_video_model(name=str(config.decoder)).save_pretrained(tmp_path / "video")
     with pytest.raises(UserError, match="an adapter for image, video; expected one for images alone"):
         build_model(replace(config, start=tmp_path / "video"))
-
-
-def test_a_new_adapter_may_begin_with_features_normalised(config: CaptioningConfig) -> None:
-    plain = build_model(config)
-    made = build_model(config)
-    normalise_features(made, training_data(made, config), seed=0)
-    tiles = [
-        made.modalities["image"].prepare(path)
-        for path in sorted((Path(config.data.source) / "images").glob("[0-3].png"))
-    ]
-    tokens = made.modalities["image"].encoder.eval()(batch_tiles(tiles)).tokens
-    bias, mean = (
-        plain.modalities["image"].adapter.projector.bias,
-        made.modalities["image"].adapter.projector(tokens).mean(0),
-    )
-    torch.testing.assert_close(mean, bias, atol=1e-4, rtol=1e-4)
-    runs = [train_captioning(replace(config, run_dir=config.run_dir / str(n), normalise=n > 0))[0] for n in range(3)]
-    first, second, third = (logits(model) for model in runs)
-    assert torch.equal(second, third) and not torch.equal(first, second)
-
-
-def test_normalising_by_pictures_that_cannot_be_read_is_one_line(config: CaptioningConfig, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
-    (tmp_path / "broken" / "captions.tsv").write_text("image\tcaption\tsplit\na.png\tA fox.\ttrain\n")
-    data = replace(config.data, source=str(tmp_path / "broken"))
-    with pytest.raises(UserError, match="none of 1 pictures can be read"):
-        train_captioning(replace(config, data=data, normalise=True))
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------

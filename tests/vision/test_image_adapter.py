@@ -132,17 +132,3 @@ def test_sizes_that_do_not_fit_are_refused(settings: dict[str, int]) -> None:
 def test_heads_need_not_divide_the_width() -> None:
     made = ImageAdapter(ImageAdapterConfig(), decoder=replace(SIZES, heads=5, kv_heads=5), feature_dim=WIDTH)
     assert made.memory(features(), media()).keys[7].shape == (4, 5, 8, 6)
-
-
-def test_features_are_normalised_by_the_projector_itself() -> None:
-    made, plain = adapter(), adapter()
-    torch.manual_seed(2)
-    features_NC = torch.randn(500, WIDTH) * torch.arange(1, WIDTH + 1) + 10 * torch.randn(WIDTH)
-    features_NC[:, 3] = 7.0  # never moves
-    made.normalise_features(features_NC.split(100))
-    deviation_C = features_NC.std(0, correction=0).clamp(min=1e-3)
-    expected = plain.projector((features_NC - features_NC.mean(0)) / deviation_C)
-    torch.testing.assert_close(made.projector(features_NC), expected, atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(made.projector(features_NC).mean(0), plain.projector.bias, atol=2e-3, rtol=1e-3)
-    with pytest.raises(ValueError, match="no features"):
-        made.normalise_features([])
