@@ -25,7 +25,7 @@ class CastOnce:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Inside, under autocast, the layers hold weights that need no cast. What is saved for backward is these."""
-        held: list[tuple[nn.Linear, nn.Parameter]] = []
+        held: list[tuple[nn.Linear, Tensor]] = []
         try:
             for linear in self.linears:
                 weight = linear.weight
@@ -36,7 +36,7 @@ class CastOnce:
             yield
         finally:
             for linear, weight in held:
-                linear._parameters["weight"] = weight
+                linear._parameters["weight"] = weight  # pyright: ignore[reportArgumentType]
 
     def _cast(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Parameter:
         weight = linear.weight
