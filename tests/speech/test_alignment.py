@@ -52,9 +52,9 @@ def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank() -> None:
     logs = (10 * cosines).log_softmax(-1)
     expected = torch.zeros(())
     for i, target in enumerate(ids):
-        lengths = ((int(lengths_B[i]),), (len(target),))
+        frames, characters = lengths_B[i : i + 1], torch.tensor([len(target)])
         expected = expected + F.ctc_loss(
-            logs[i, : lengths_B[i], None], torch.tensor([target]), *lengths, blank=task.pause, reduction="sum"
+            logs[i, : lengths_B[i], None], torch.tensor([target]), frames, characters, blank=task.pause, reduction="sum"
         )
     torch.testing.assert_close(total, expected, atol=1e-2, rtol=1e-4)
 
