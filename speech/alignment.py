@@ -7,7 +7,6 @@ decoder's answers says little as long as nothing in the embeddings resembles a t
 Legend: B utterances, E embeddings of each (80 ms), D decoder width, V vocabulary.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +22,9 @@ from speech.ctc import ctc_decode, ctc_loss
 from speech.encoder import SpeechFeatures
 from speech.encoder_training import CTCBatch, collate_transcribed
 
-FIRST_SCALE = 10.0
-"""Inverse temperature of the cosines at the beginning."""
+CERTAINTY = 10.0
+"""Nats that set an embedding of the decoder apart from the mean other one. Fixed: were it learnt, it would grow, and
+embeddings half way between tokens would do, which the decoder has never met."""
 
 
 class AlignmentTask(nn.Module):
@@ -44,19 +44,21 @@ class AlignmentTask(nn.Module):
         if pause is None:
             raise UserError(f"decoder {model.decoder_name} has no token {PAUSE}; expected --align.steps 0")
         self.pause: int = pause
-        table_VD = model.decoder.lm.get_input_embeddings().weight.detach()
-        self.directions_VD: Tensor
-        self.register_buffer("directions_VD", F.normalize(table_VD.float(), dim=-1), persistent=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE), device=table_VD.device))
+        table_VD = model.decoder.lm.get_input_embeddings().weight.detach().float()
+        # Distances of D dimensions: what all embeddings share, which is half of their length, says nothing.
+        spread = (table_VD - table_VD.mean(dim=0)).square().sum(dim=1).mean()
+        self.table_VD: Tensor
+        self.bias_V: Tensor
+        self.register_buffer("table_VD", CERTAINTY / spread * table_VD, persistent=False)
+        self.register_buffer("bias_V", -0.5 * CERTAINTY / spread * table_VD.square().sum(dim=1), persistent=False)
 
     @property
     def log_mel(self) -> SpeechFeatures:
         return self.speech.log_mel
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trainables: adapter, with the scale of the cosines, and encoder."""
-        parts = self.speech.parts()
-        return parts | {"adapter": [*parts["adapter"], ("log_scale", self.log_scale)]}
+        """Trainables: adapter and encoder."""
+        return self.speech.parts()
 
     def collate(self, samples: Sequence[tuple[Tensor, str]]) -> CTCBatch:
         """Waveforms with the tokens of their transcripts."""
@@ -66,8 +68,10 @@ class AlignmentTask(nn.Module):
         return self.tokenizer.encode(spoken_form(text), add_special_tokens=False)
 
     def logits(self, embeddings_BED: Tensor) -> Tensor:
-        """Scaled cosines [B, E, V] with the embeddings of all tokens."""
-        return self.log_scale.exp() * (F.normalize(embeddings_BED, dim=-1) @ self.directions_VD.T)
+        """How near each embedding is to those of all tokens, [B, E, V]: half their squared distance, turned round, up
+        to what is the same for all tokens.
+        """
+        return F.linear(embeddings_BED, self.table_VD, self.bias_V)
 
     def loss(self, batch: CTCBatch) -> tuple[Tensor, int]:
         """Summed CTC loss and the number of tokens; utterances that are too short for their tokens are left out."""
@@ -78,7 +82,7 @@ class AlignmentTask(nn.Module):
     @torch.no_grad()
     def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]:
         """Greedy transcripts of one batch, without the decoder."""
-        sound = self.log_mel.collate(waveforms).to(self.log_scale.device)
+        sound = self.log_mel.collate(waveforms).to(self.bias_V.device)
         embeddings_BED, lengths_B = self.speech.encode(sound)
         found = ctc_decode(self.logits(embeddings_BED), lengths_B, blank=self.pause)
         return [text.strip() for text in self.tokenizer.batch_decode(found, skip_special_tokens=True)]

@@ -41,15 +41,17 @@ def samples() -> list[tuple[torch.Tensor, str]]:
     return [(tone(4, seconds=1.6), "Seven blue books."), (tone(1, seconds=0.9), "two")]
 
 
-def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank() -> None:
-    task = AlignmentTask(model_of("builtin")).eval()
+def test_the_loss_is_ctc_over_distances_with_the_pause_as_blank() -> None:
+    model = model_of("builtin")
+    task = AlignmentTask(model).eval()
     batch = task.collate(samples())
     total, tokens = task.loss(batch)
     ids = [task.tokenizer.encode(text, add_special_tokens=False) for text in ("seven blue books", "two")]
     assert tokens == sum(map(len, ids))
     embeddings_BED, lengths_B = task.speech.encode(batch.sound)
-    cosines = F.cosine_similarity(embeddings_BED[:, :, None], task.directions_VD[None, None], dim=-1)
-    logs = (10 * cosines).log_softmax(-1)
+    table_VD = model.decoder.lm.get_input_embeddings().weight.float()
+    spread = (table_VD - table_VD.mean(0)).square().sum(1).mean()
+    logs = (-5 * torch.cdist(embeddings_BED, table_VD[None]).square() / spread).log_softmax(-1)
     expected = torch.zeros(())
     for i, target in enumerate(ids):
         frames, characters = lengths_B[i : i + 1], torch.tensor([len(target)])
