@@ -97,6 +97,8 @@ class StageConfig:
     """Peak rates of the parts that are not to have the stage's usual ones."""
     batch_size: int = 0
     """0 = as in the main stage."""
+    keep_best: str = ""
+    """Not the main stage's: other numbers may be evaluated here."""
     max_minutes: float | None = None
 
     def settings(self, main: TrainConfig, *, rates: dict[str, float]) -> TrainConfig:
@@ -106,5 +108,6 @@ class StageConfig:
             steps=self.steps,
             learning_rates=rates | self.learning_rates,
             batch_size=self.batch_size or main.batch_size,
+            keep_best=self.keep_best,
             max_minutes=self.max_minutes,
         )

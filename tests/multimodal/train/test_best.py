@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from multimodal.errors import UserError
-from tests.multimodal.train.test_loop import ToyTask, checkpoints, run
+from multimodal.train.config import StageConfig
+from tests.multimodal.train.test_loop import ToyTask, checkpoints, config, run
 
 SCORES = {5: 0.2, 10: 0.7, 15: 0.7, 20: 0.4}
 
@@ -75,3 +76,9 @@ def test_unreadable_weights_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "best" / "step-00000020" / name).write_text("{")
     with pytest.raises(UserError, match="best/step-00000020: unreadable"):
         run(tmp_path, evaluate=lambda step: {"score": 1.0}, keep_best="score", resume=True)
+
+
+def test_a_stage_keeps_the_best_by_its_own_number_or_not_at_all() -> None:
+    main = config(keep_best="-wer")
+    assert StageConfig(steps=3).settings(main, rates={}).keep_best == ""
+    assert StageConfig(steps=3, keep_best="-ctc_wer").settings(main, rates={}).keep_best == "-ctc_wer"
