@@ -105,9 +105,16 @@ class FrozenDecoder(nn.Module):
         return adapter
 
     @torch.no_grad()
-    def reset_extra(self, rows: Sequence[int]) -> None:
-        """Set rows of the extra tokens to what new ones begin with: the mean of the decoder's embeddings."""
-        self.extra_embedding.weight[list(rows)] = _mean_embedding(self.lm.get_input_embeddings(), self.vocab_size)
+    def reset_extra(self, rows: Sequence[int], *, like: int | None = None) -> None:
+        """Set rows of the extra tokens to what new ones begin with: the mean of the decoder's embeddings, or that of
+        the token `like`.
+        """
+        table = self.lm.get_input_embeddings()
+        if like is None:
+            start_D = _mean_embedding(table, self.vocab_size)
+        else:
+            start_D = table(torch.tensor(like, device=self.extra_embedding.weight.device)).float()
+        self.extra_embedding.weight[list(rows)] = start_D
 
     def release(self) -> Any:
         """Take the hooks off the decoder and return it, bare and still frozen. This object is of no use afterwards."""

@@ -19,7 +19,7 @@ from multimodal.hashing import weights_sha256
 from multimodal.loss import IGNORE, Teacher, frozen_head_loss
 from multimodal.memory import AdapterMemory, CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
-from multimodal.tokenizer import AnyTokenizer
+from multimodal.tokenizer import PAUSE, AnyTokenizer
 
 # Where each modality lives. The only place that names them: `multimodal` imports none of them before it is asked to.
 MODALITIES = {
@@ -122,6 +122,10 @@ class MultimodalModel(nn.Module):
         if modality.joins == "cross-attention":
             self.decoder.attach(kind, modality.adapter)
         self.modalities[kind] = modality
+        marks, pause = getattr(modality, "marks", ()), self.tokenizer.get_vocab().get(PAUSE)
+        if marks and pause is not None:
+            # A decoder that has learnt to read tokens between pauses reads them between such marks from the start.
+            self.decoder.reset_extra(marks, like=pause)
 
     def load_adapter(self, name: str | Path, *, force_decoder: bool = False) -> None:
         """Add the modalities of another adapter, a folder or one of the hub, for the same decoder; see
