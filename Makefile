@@ -7,15 +7,16 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 DECODER := multimodal/builtin/decoder/model.safetensors
 IMAGE_ENCODER := multimodal/builtin/image_encoder/encoder.safetensors
+SPEECH_ENCODER := multimodal/builtin/speech_encoder/encoder.safetensors
 
-.PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder flickr8k benchmark benchmark-gpu
+.PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder speech-encoder flickr8k benchmark benchmark-gpu
 GRAFT_DATA ?= ../shared/data
 
 demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
 	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml $(ARGS)
 
 # Built-in sentences need eSpeak NG, which is GPL: an extra that only the data generator calls.
-demo-asr: $(STAMP) $(DECODER)
+demo-asr: $(STAMP) $(DECODER) $(SPEECH_ENCODER)
 	$(RUN) -m scripts.demo_asr --config scripts/configs/demo_asr.yaml $(ARGS)
 
 demo-video: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
@@ -36,9 +37,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps -e .
 	touch $@
 
-# The weights that come with Graft, built anew where they are missing: about two and a half hours on two cores.
+# The weights that come with Graft, built anew where they are missing: about three hours on two cores.
 decoder: $(DECODER)
 image-encoder: $(IMAGE_ENCODER)
+speech-encoder: $(SPEECH_ENCODER)
 
 $(DECODER): | $(STAMP)
 	$(RUN) -m scripts.pretrain_decoder --config scripts/configs/decoder.yaml --text $(GRAFT_DATA)/text/children_books.txt.xz --run-dir runs/decoder --resume
@@ -47,6 +49,10 @@ $(DECODER): | $(STAMP)
 $(IMAGE_ENCODER): | $(STAMP) $(DECODER)
 	$(RUN) -m scripts.pretrain_image_encoder --config scripts/configs/image_encoder.yaml --run-dir runs/image_encoder --resume
 	mkdir -p $(@D) && cp runs/image_encoder/encoder/* $(@D)
+
+$(SPEECH_ENCODER): | $(STAMP)
+	$(RUN) -m scripts.pretrain_speech_encoder --config scripts/configs/spoken_encoder.yaml --run-dir runs/speech_encoder --resume
+	mkdir -p $(@D) && cp runs/speech_encoder/encoder/* $(@D)
 
 # Flickr8k from scratch, the test split touched once at the end.
 FLICKR := $(GRAFT_DATA)/flickr8k

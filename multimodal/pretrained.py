@@ -23,8 +23,13 @@ BUILTIN = "builtin"
 
 
 def builtin_folder(part: str) -> Path:
-    """The folder of a part that comes with Graft: "decoder" or "image_encoder"."""
+    """The folder of a part that comes with Graft: "decoder", "image_encoder" or "speech_encoder"."""
     return Path(str(files("multimodal") / "builtin" / part))
+
+
+def encoder_folder(folder: Path, part: str) -> Path:
+    """Where an encoder is: "builtin" is the part of that name that comes with Graft."""
+    return builtin_folder(part) if str(folder) == BUILTIN else folder
 
 
 def decoder_path(name: str) -> str:

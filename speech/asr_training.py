@@ -56,7 +56,7 @@ class AsrConfig:
     encoder_taps: tuple[int, ...] = ()
     """Its layers whose outputs join the last hidden states, counted from 1; none for a conformer."""
     encoder_weights: Path | None = None
-    """Encoder folder of `pretrain_speech_encoder`, whose sizes are taken."""
+    """Encoder folder of `pretrain_speech_encoder`, or "builtin", whose sizes are taken."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     ctc: StageConfig = field(default_factory=StageConfig)

@@ -4,11 +4,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimodal.errors import UserError
+from multimodal.pretrained import encoder_folder
 from speech.conformer import Conformer, ConformerConfig
 from speech.features import LogMel
 
@@ -20,20 +22,22 @@ def _both(log_mel: LogMel, encoder: Conformer) -> nn.Module:
 
 
 def save_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
-    """Write an encoder with its features."""
+    """Write an encoder with its features. A start needs no more digits than bf16 has; statistics keep theirs."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _both(log_mel, encoder).state_dict().items()}
+    both = _both(log_mel, encoder)
+    tensors = dict(both.state_dict()) | {n: p.detach().to(torch.bfloat16) for n, p in both.named_parameters()}
+    tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
     save_file(tensors, folder / ENCODER_FILE)
     (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2) + "\n")
 
 
 def read_encoder_config(folder: Path) -> ConformerConfig:
-    """The sizes of a saved encoder.
+    """The sizes of a saved encoder; "builtin" is the one that comes with Graft.
 
     Raises:
         UserError: not such a folder, or of another version.
     """
-    file = folder / ENCODER_CONFIG
+    file = encoder_folder(folder, "speech_encoder") / ENCODER_CONFIG
     try:
         return ConformerConfig(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -47,7 +51,7 @@ def load_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
     Raises:
         UserError: no such file, or weights of other sizes.
     """
-    file = folder / ENCODER_FILE
+    file = encoder_folder(folder, "speech_encoder") / ENCODER_FILE
     try:
         _both(log_mel, encoder).load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:

@@ -56,7 +56,7 @@ class SpeechEncoderConfig:
     """best-rq needs sound alone, ctc transcripts."""
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     weights: Path | None = None
-    """Go on from an encoder folder, in its sizes."""
+    """Go on from an encoder folder, or "builtin", in its sizes."""
     best_rq: BestRQConfig = field(default_factory=BestRQConfig)
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     untranscribed: bool = False
@@ -162,13 +162,14 @@ class TranscribedSamples:
     """Waveforms with their transcripts as training samples.
 
     Args:
-        utterances: of which those to be transcribed are taken.
+        utterances: of which those to be transcribed are taken, and with `data.spell_translations` those to be translated.
         log_mel: whose rate the waveforms have, and whose longest they do not exceed.
         data: augmentation, and what is done with broken recordings.
     """
 
     def __init__(self, utterances: Sequence[Utterance], *, log_mel: SpeechFeatures, data: SpeechDataConfig) -> None:
-        self.utterances = [u for u in utterances if u.task == "transcribe"]
+        tasks = ("transcribe", "translate") if data.spell_translations else ("transcribe",)
+        self.utterances = [u for u in utterances if u.task in tasks]
         sounds = [(u.sound, u.id) for u in self.utterances]
         self.waveforms = Waveforms(
             sounds,

@@ -67,6 +67,8 @@ class SpeechDataConfig:
     """Built-in sentences in an epoch."""
     translations: int = 0
     """Built-in numbers, times and dates to translate into English in an epoch."""
+    spell_translations: bool = False
+    """CTC writes translations as well: for words that come in the order in which they are said, such as numbers."""
     dialogue: float = 0.0
     """Part of the utterances to transcribe, chosen by the seed, that are also to be replied to, without any prompt, as
     the decoder replies to their transcripts."""

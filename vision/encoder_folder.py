@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
-from multimodal.pretrained import BUILTIN, builtin_folder
+from multimodal.pretrained import encoder_folder
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 
 ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
@@ -30,7 +30,7 @@ def read_encoder(folder: Path) -> ImageEncoder:
     Raises:
         UserError: no such folder, or it holds something else.
     """
-    file = _encoder_folder(folder) / ENCODER_CONFIG
+    file = encoder_folder(folder, "image_encoder") / ENCODER_CONFIG
     try:
         values = json.loads(file.read_text())
         sizes = {field.name: values[field.name] for field in fields(ImageEncoderConfig) if field.name in values}
@@ -42,17 +42,13 @@ def read_encoder(folder: Path) -> ImageEncoder:
     return encoder.eval()
 
 
-def _encoder_folder(folder: Path) -> Path:
-    return builtin_folder("image_encoder") if str(folder) == BUILTIN else folder
-
-
 def load_encoder(encoder: ImageEncoder, folder: Path) -> None:
     """Load the weights that `pretrain_image_encoder` saved.
 
     Raises:
         UserError: no such file, or weights of other sizes.
     """
-    file = _encoder_folder(folder) / ENCODER_FILE
+    file = encoder_folder(folder, "image_encoder") / ENCODER_FILE
     if not file.is_file():
         raise UserError(f"{file}: not found; expected a folder written by pretrain_image_encoder")
     try:

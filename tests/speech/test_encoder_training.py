@@ -16,9 +16,10 @@ from speech.best_rq import BestRQConfig
 from speech.conformer import Conformer, ConformerConfig
 from speech.ctc import Characters
 from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
-from speech.encoder_training import CTCTask, SpeechEncoderConfig, pretrain_speech_encoder
+from speech.encoder_training import CTCTask, SpeechEncoderConfig, TranscribedSamples, pretrain_speech_encoder
 from speech.features import LogMel, LogMelConfig
-from speech.speech_data import SpeechDataConfig
+from speech.speech_data import SpeechDataConfig, training_utterances
+from speech.spoken_data import SpokenSound
 from tests.speech.made_speech import save_digits, tone
 from tests.tiny_models import train_config
 
@@ -92,6 +93,16 @@ def test_characters_that_are_not_known_are_left_out() -> None:
     assert torch.isfinite(loss) and tokens == task.train().loss(batch)[1]
 
 
+@pytest.mark.parametrize("spelled", [False, True])
+def test_ctc_writes_translations_only_when_told_to(spelled: bool) -> None:
+    data = SpeechDataConfig(sentences=4, translations=20, spell_translations=spelled)
+    samples = TranscribedSamples(training_utterances(data, seed=0), log_mel=LogMel(LogMelConfig()), data=data)
+    sounds = [u.sound for u in samples.utterances if isinstance(u.sound, SpokenSound)]
+    assert len(sounds) == (24 if spelled else 4)
+    assert any(s.voice.language == "de" for s in sounds) == spelled
+    assert all(u.text.isascii() for u in samples.utterances)
+
+
 def test_an_encoder_folder_gives_the_encoder_back(tmp_path: Path) -> None:
     log_mel, encoder = LogMel(LogMelConfig(channels=20)), Conformer(TINY)
     log_mel.fit_statistics([tone(1)])
@@ -100,7 +111,8 @@ def test_an_encoder_folder_gives_the_encoder_back(tmp_path: Path) -> None:
     other = LogMel(LogMelConfig(channels=20)), Conformer(TINY)
     load_encoder(*other, tmp_path)
     assert torch.equal(other[0].mean_C, log_mel.mean_C)
-    assert all(torch.equal(a, b) for a, b in zip(other[1].parameters(), encoder.parameters(), strict=True))
+    for found, saved in zip(other[1].parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(found, saved.bfloat16().float())
     with pytest.raises(UserError, match="does not fit the encoder's sizes"):
         load_encoder(other[0], Conformer(replace(TINY, layers=2)), tmp_path)
     with pytest.raises(UserError, match="expected a folder written by pretrain_speech_encoder"):
