@@ -162,7 +162,7 @@ class TranscribedSamples:
     """Waveforms with their transcripts as training samples.
 
     Args:
-        utterances: of which those to be transcribed are taken, and with `data.spell_translations` those to be translated.
+        utterances: those to be transcribed are taken; with `data.spell_translations` those to be translated too.
         log_mel: whose rate the waveforms have, and whose longest they do not exceed.
         data: augmentation, and what is done with broken recordings.
     """
