@@ -117,7 +117,7 @@ def _from_video(name: str, config: VideoQAConfig) -> System:
 
 
 def _from_asr(name: str, config: AsrConfig) -> System:
-    speech = SpeechConfig(encoder=config.encoder, encoder_name=config.encoder_name, adapter=config.adapter)
+    speech = SpeechConfig(encoder=config.encoder_sizes, encoder_name=config.encoder_name, adapter=config.adapter)
     return System(name, read_config(config.decoder), speech=speech)
 
 

@@ -87,6 +87,15 @@ class AsrConfig:
                 "--ctc.steps 0, or --ctc.learning-rates with a rate of the encoder"
             )
 
+    @property
+    def encoder_sizes(self) -> ConformerConfig:
+        """Of the conformer: those of its weights, where there are any.
+
+        Raises:
+            UserError: no encoder folder.
+        """
+        return self.encoder if self.encoder_weights is None else read_encoder_config(self.encoder_weights)
+
     def ctc_settings(self) -> TrainConfig:
         """Of the CTC warm start. A hub encoder has been trained before: it keeps the rate of the main stage."""
         rates = CTC_RATES
@@ -120,11 +129,13 @@ def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> Multimoda
     torch.manual_seed(config.train.seed)
     model = MultimodalModel(decoder, tokenizer, decoder_name=config.decoder)
     weights = config.encoder_weights
-    sizes = config.encoder if weights is None else read_encoder_config(weights)
     model.add(
         "audio",
         SpeechConfig(
-            encoder=sizes, encoder_name=config.encoder_name, encoder_taps=config.encoder_taps, adapter=config.adapter
+            encoder=config.encoder_sizes,
+            encoder_name=config.encoder_name,
+            encoder_taps=config.encoder_taps,
+            adapter=config.adapter,
         ),
     )
     speech = speech_of(model)
