@@ -14,7 +14,9 @@ from transformers.utils import logging
 
 from multimodal.errors import UserError
 from multimodal.pretrained import (
+    builtin_folder,
     decoder_path,
+    encoder_folder,
     find_decoder,
     load_decoder,
     quiet_transformers,
@@ -60,6 +62,15 @@ def test_builtin_is_beside_the_code() -> None:
 
     assert Path(decoder_path("builtin")).is_relative_to(Path(multimodal.__path__[0]))
     assert decoder_path("some/folder") == find_decoder("some/folder") == "some/folder", "a name of the hub"
+
+
+def test_builtin_names_the_encoders_that_ship_and_all_weights_fit_into_16_mb(tmp_path: Path) -> None:
+    parts = ("decoder", "image_encoder", "speech_encoder")
+    weights = [file for part in parts for file in builtin_folder(part).glob("*.safetensors")]
+    assert len(weights) == len(parts) and sum(file.stat().st_size for file in weights) < 16e6
+    for part in parts[1:]:
+        assert encoder_folder(Path("builtin"), part) == builtin_folder(part)
+        assert encoder_folder(tmp_path, part) == tmp_path
 
 
 @pytest.mark.parametrize("place", ["file", "gone", "{}/gone", "./gone", "a/b/c"])

@@ -32,6 +32,7 @@ RECIPES = {
     "grid_speech": AsrConfig,
     "speech_encoder": SpeechEncoderConfig,
     "speech_ctc": SpeechEncoderConfig,
+    "spoken_encoder": SpeechEncoderConfig,
 }
 ENCODER = {"mels": 20, "width": 32, "layers": 1, "heads": 2, "ffn": 32}
 TRAIN = {"steps": 2, "batch-size": 4, "device": "cpu", "tensorboard": False}

@@ -19,6 +19,7 @@ from speech.encoder_folder import load_encoder, read_encoder_config, save_encode
 from speech.encoder_training import CTCTask, SpeechEncoderConfig, TranscribedSamples, pretrain_speech_encoder
 from speech.features import LogMel, LogMelConfig
 from speech.speech_data import SpeechDataConfig, training_utterances
+from speech.spoken import Voice, speak
 from speech.spoken_data import SpokenSound
 from tests.speech.made_speech import save_digits, tone
 from tests.tiny_models import train_config
@@ -117,3 +118,20 @@ def test_an_encoder_folder_gives_the_encoder_back(tmp_path: Path) -> None:
         load_encoder(other[0], Conformer(replace(TINY, layers=2)), tmp_path)
     with pytest.raises(UserError, match="expected a folder written by pretrain_speech_encoder"):
         read_encoder_config(tmp_path / "none")
+
+
+def test_the_builtin_encoder_hears_its_voices_apart_by_their_words() -> None:
+    """Frames of one word in two voices are more alike than frames of two words in one voice."""
+    pytest.importorskip("espeakng_loader", reason="eSpeak NG is not installed (pip install espeakng-loader)")
+    config = read_encoder_config(Path("builtin"))
+    log_mel, encoder = LogMel(LogMelConfig(channels=config.mels)), Conformer(config).eval()
+    load_encoder(log_mel, encoder, Path("builtin"))
+
+    def heard(text: str, variant: str) -> Tensor:
+        sound = log_mel.collate([speak(text, voice=Voice("en-us", variant))])
+        frames = log_mel.frames(sound)
+        with torch.no_grad():
+            return encoder(frames.padded, frames.lengths)[0].mean(dim=0)
+
+    seven, nine, other = heard("seven", "quincy"), heard("nineteen", "quincy"), heard("seven", "f3")
+    assert torch.cosine_similarity(seven, other, dim=0) > torch.cosine_similarity(seven, nine, dim=0)
