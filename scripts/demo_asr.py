@@ -39,7 +39,9 @@ def main() -> None:
     main_set = result.scores[""]
     count = len(main_set.evaluation.samples)
     shown = random.Random(config.train.seed).sample(range(count), min(config.cards, count))
-    stages = [stage for stage in ("ctc", "adapter_only", "joint") if (config.run_dir / stage / "log.jsonl").exists()]
+    stages = [
+        stage for stage in ("ctc", "align", "adapter_only", "joint") if (config.run_dir / stage / "log.jsonl").exists()
+    ]
     report = asr_report(
         scores=result.scores,
         cards=speech_cards(model, main_set, shown),

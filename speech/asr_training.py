@@ -17,11 +17,12 @@ from multimodal.pretrained import BUILTIN, load_for_training
 from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
+from speech.alignment import AlignmentTask
 from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, evaluate_speech, read_spoken, speech_of
 from speech.conformer import Conformer, ConformerConfig
 from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
-from speech.encoder_training import fit_statistics, train_ctc
+from speech.encoder_training import TranscribedSamples, ctc_scores, fit_statistics, train_ctc
 from speech.features import LogMel
 from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import (
@@ -61,6 +62,9 @@ class AsrConfig:
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     ctc: StageConfig = field(default_factory=StageConfig)
     """The encoder alone learns to spell, before it meets the decoder."""
+    align: StageConfig = field(default_factory=StageConfig)
+    """Adapter and encoder learn to hand over the tokens of the transcripts, held and with pauses, by CTC. Needs a
+    decoder with a token for a pause, as the built-in one."""
     adapter_only: StageConfig = field(default_factory=StageConfig)
     """The adapter learns while the encoder stands still."""
     dialogue_loss: DialogueLoss = "cross-entropy"
@@ -169,6 +173,26 @@ def _warm_start(
     )
 
 
+def align(
+    config: AsrConfig, model: MultimodalModel, utterances: Sequence[Utterance], dev: Sequence[Utterance]
+) -> TrainResult:
+    """The stage of that name; what it did, with `ctc_wer` and `ctc_cer` on `dev`."""
+    rates = {part: rate for part, rate in config.train.learning_rates.items() if part != "tokens"}
+    settings, task = config.align.settings(config.train, rates=rates), AlignmentTask(model)
+    samples = TranscribedSamples(utterances, log_mel=task.log_mel, data=config.data)
+    return train(
+        task=task,
+        dataset=samples,
+        collate=task.collate,
+        config=settings,
+        run_dir=config.run_dir / "align",
+        resume=config.resume,
+        evaluate=(lambda step: ctc_scores(task, dev)) if dev else None,
+        config_yaml=dump(config),
+        order=batches_by_seconds(samples.waveforms, config.data, settings),
+    )
+
+
 def _stage(
     config: AsrConfig,
     model: MultimodalModel,
@@ -231,6 +255,8 @@ def train_asr(
         )
     if config.ctc.steps:
         _warm_start(config, model, utterances, dev)
+    if config.align.steps:
+        align(config, model, utterances, dev)
     if config.adapter_only.steps:
         rates = config.train.learning_rates | {"encoder": 0.0}
         _stage(config, model, config.adapter_only.settings(config.train, rates=rates), "adapter_only", utterances, dev)

@@ -33,6 +33,55 @@ def frames_needed(targets_BU: Tensor, target_lengths_B: Tensor) -> Tensor:
     return target_lengths_B + equal_BU.sum(dim=1)
 
 
+def ctc_loss(
+    logits_BTV: Tensor, lengths_B: Tensor, targets_BU: Tensor, target_lengths_B: Tensor, *, blank: int
+) -> CTCLoss:
+    """Summed CTC loss in fp32.
+
+    A target that does not fit into its frames has no finite loss: such an utterance is left out and counted, since a
+    speed perturbation may bring it about at any time. No other infinity is hidden.
+
+    Args:
+        logits_BTV: of every frame.
+        lengths_B: frames of each utterance.
+        targets_BU: int64 token ids; padding may be anything.
+        target_lengths_B: tokens of each target, 0 or more.
+        blank: id of the blank.
+
+    Raises:
+        ValueError: a target that is the blank, or outside the vocabulary.
+    """
+    inside_BU = frame_mask(target_lengths_B, targets_BU.shape[1])
+    tokens, vocabulary = targets_BU[inside_BU], logits_BTV.shape[2]
+    if bool(((tokens < 0) | (tokens >= vocabulary) | (tokens == blank)).any()):
+        raise ValueError(
+            f"token ids from {tokens.min()} to {tokens.max()}, expected 0 to {vocabulary - 1} without the blank {blank}"
+        )
+    fits_B = frames_needed(targets_BU, target_lengths_B) <= lengths_B
+    log_probabilities_BTV = logits_BTV[fits_B].float().log_softmax(dim=-1)
+    kept = len(log_probabilities_BTV)
+    total = log_probabilities_BTV[:0].sum()
+    if kept:
+        unlike_blank = int(blank == 0)
+        total = F.ctc_loss(
+            log_probabilities_BTV.transpose(0, 1),
+            targets_BU.masked_fill(~inside_BU, unlike_blank)[fits_B],
+            lengths_B[fits_B],
+            target_lengths_B[fits_B],
+            blank=blank,
+            reduction="sum",
+        )
+    return CTCLoss(total, int(target_lengths_B[fits_B].sum()), len(fits_B) - kept)
+
+
+@torch.no_grad()
+def ctc_decode(logits_BTV: Tensor, lengths_B: Tensor, *, blank: int) -> list[list[int]]:
+    """Token ids of each utterance: the best of every frame, repetitions merged, blanks left out."""
+    best_BT = logits_BTV.argmax(dim=-1).cpu()
+    merged = (row_T[:length].unique_consecutive() for row_T, length in zip(best_BT, lengths_B.tolist(), strict=True))
+    return [ids[ids != blank].tolist() for ids in merged]
+
+
 @dataclass(frozen=True)
 class Characters:
     """The characters of some texts, in spoken form, by number."""
@@ -71,44 +120,10 @@ class CTCHead(nn.Module):
         return self.linear(hidden_BTD)
 
     def loss(self, hidden_BTD: Tensor, lengths_B: Tensor, targets_BU: Tensor, target_lengths_B: Tensor) -> CTCLoss:
-        """Summed CTC loss in fp32.
-
-        A target that does not fit into its frames has no finite loss: such an utterance is left out and counted, since
-        a speed perturbation may bring it about at any time. No other infinity is hidden.
-
-        Args:
-            hidden_BTD: encoder features.
-            lengths_B: frames of each utterance.
-            targets_BU: int64 token ids; padding may be anything.
-            target_lengths_B: tokens of each target, 0 or more.
-
-        Raises:
-            ValueError: a token id outside the vocabulary.
-        """
-        inside_BU = frame_mask(target_lengths_B, targets_BU.shape[1])
-        tokens = targets_BU[inside_BU]
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.blank:
-            raise ValueError(f"token ids from {tokens.min()} to {tokens.max()}, expected 0 to {self.blank - 1}")
-        fits_B = frames_needed(targets_BU, target_lengths_B) <= lengths_B
-        log_probabilities_BTV = self(hidden_BTD[fits_B]).float().log_softmax(dim=-1)
-        kept = len(log_probabilities_BTV)
-        total = log_probabilities_BTV[:0].sum()
-        if kept:
-            total = F.ctc_loss(
-                log_probabilities_BTV.transpose(0, 1),
-                targets_BU.masked_fill(~inside_BU, 0)[fits_B],
-                lengths_B[fits_B],
-                target_lengths_B[fits_B],
-                blank=self.blank,
-                reduction="sum",
-            )
-        return CTCLoss(total, int(target_lengths_B[fits_B].sum()), len(fits_B) - kept)
+        """`ctc_loss` of the encoder's features."""
+        return ctc_loss(self(hidden_BTD), lengths_B, targets_BU, target_lengths_B, blank=self.blank)
 
     @torch.no_grad()
     def decode(self, hidden_BTD: Tensor, lengths_B: Tensor) -> list[list[int]]:
         """Token ids of each utterance: the best of every frame, repetitions merged, blanks left out."""
-        best_BT = self(hidden_BTD).argmax(dim=-1).cpu()
-        merged = (
-            row_T[:length].unique_consecutive() for row_T, length in zip(best_BT, lengths_B.tolist(), strict=True)
-        )
-        return [ids[ids != self.blank].tolist() for ids in merged]
+        return ctc_decode(self(hidden_BTD), lengths_B, blank=self.blank)

@@ -7,10 +7,10 @@ Legend: B utterances, S samples, U tokens.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class FromWaveforms(nn.Module):
 
 @dataclass(frozen=True)
 class CTCBatch:
-    """Waveforms with their characters [B, U] and the number of those of each."""
+    """Waveforms with their characters or tokens [B, U] and the number of those of each."""
 
     sound: SpeechBatch
     targets: Tensor
@@ -100,6 +100,15 @@ class CTCBatch:
 
     def to(self, device: torch.device | str) -> "CTCBatch":
         return CTCBatch(self.sound.to(device), self.targets.to(device), self.lengths.to(device))
+
+
+def collate_transcribed(
+    samples: Sequence[tuple[Tensor, str]], log_mel: SpeechFeatures, encode: Callable[[str], list[int]]
+) -> CTCBatch:
+    """Waveforms with the token ids of their transcripts."""
+    ids = [torch.tensor(encode(text)) for _, text in samples]
+    targets_BU = nn.utils.rnn.pad_sequence([i.long() for i in ids], batch_first=True)
+    return CTCBatch(log_mel.collate([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
 
 
 class CTCTask(nn.Module):
@@ -131,9 +140,7 @@ class CTCTask(nn.Module):
 
     def collate(self, samples: Sequence[tuple[Tensor, str]]) -> CTCBatch:
         """Waveforms with their transcripts."""
-        ids = [torch.tensor(self.characters.encode(text)) for _, text in samples]
-        targets_BU = nn.utils.rnn.pad_sequence([i.long() for i in ids], batch_first=True)
-        return CTCBatch(self.log_mel.collate([w for w, _ in samples]), targets_BU, torch.tensor([len(i) for i in ids]))
+        return collate_transcribed(samples, self.log_mel, self.characters.encode)
 
     def _hidden(self, sound: SpeechBatch) -> tuple[Tensor, Tensor]:
         frames = self.log_mel.frames(sound)
@@ -290,8 +297,17 @@ def train_ctc(
     )
 
 
-def ctc_scores(task: CTCTask, utterances: Sequence[Utterance], *, batch_size: int = 32) -> dict[str, float]:
-    """WER and CER of the head's greedy transcripts."""
+class Transcribes(Protocol):
+    """What writes transcripts of waveforms at the rate of its features."""
+
+    @property
+    def log_mel(self) -> SpeechFeatures: ...
+
+    def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]: ...
+
+
+def ctc_scores(task: Transcribes, utterances: Sequence[Utterance], *, batch_size: int = 32) -> dict[str, float]:
+    """WER and CER of greedy transcripts."""
     sounds, log_mel = [(u.sound, u.id) for u in utterances], task.log_mel
     waveforms = Waveforms(sounds, rate=log_mel.rate, heard_seconds=log_mel.longest_seconds)
     found = [(waveforms.sample(i, random.Random(i)), u.text) for i, u in enumerate(utterances)]

@@ -146,18 +146,22 @@ class SpeechModality(nn.Module):
     def collate(self, items: Sequence[Tensor]) -> SpeechBatch:
         return self.log_mel.collate(items)
 
-    def embeddings(self, batch: MediaBatch) -> Tensor:
-        """Embeddings [N, D] of all recordings, row by row of the batch. A frozen encoder runs without gradient."""
+    def encode(self, sound: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, E, D] of recordings, and how many each has. A frozen encoder runs without gradient."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         with torch.set_grad_enabled(trained):
-            frames = self.log_mel.frames(batch.items)
+            frames = self.log_mel.frames(sound)
             if self.training and self.augment is not None:
                 rng = torch.default_generator  # a checkpoint keeps it
                 frames = self.log_mel.masked(frames, settings=self.augment, rng=rng)
             hidden_BTC = self.encoder(frames.padded, frames.lengths)
         hidden_lengths_B = self.encoder.output_length(frames.lengths)
-        embeddings_BED = self.adapter(hidden_BTC, hidden_lengths_B)
-        lengths = self.adapter.output_length(hidden_lengths_B).tolist()
+        return self.adapter(hidden_BTC, hidden_lengths_B), self.adapter.output_length(hidden_lengths_B)
+
+    def embeddings(self, batch: MediaBatch) -> Tensor:
+        """Embeddings [N, D] of all recordings, row by row of the batch."""
+        embeddings_BED, lengths_B = self.encode(batch.items)
+        lengths = lengths_B.tolist()
         return torch.cat([embeddings_BED[i, : lengths[i]] for row in batch.rows for i, _ in row])
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

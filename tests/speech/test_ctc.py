@@ -86,9 +86,9 @@ def test_fp32_under_autocast() -> None:
     torch.testing.assert_close(rough, exact, atol=0, rtol=0.02)
 
 
-@pytest.mark.parametrize("bad", [3, -1])
-def test_token_ids_outside_the_vocabulary_are_refused(bad: int) -> None:
-    with pytest.raises(ValueError, match="expected 0 to 2"):
+@pytest.mark.parametrize("bad", [3, 4, -1])
+def test_blanks_and_token_ids_outside_the_vocabulary_are_refused(bad: int) -> None:
+    with pytest.raises(ValueError, match="expected 0 to 3 without the blank 3"):
         build().loss(torch.zeros(1, 4, WIDTH), torch.tensor([4]), torch.tensor([[0, bad]]), torch.tensor([2]))
 
 
