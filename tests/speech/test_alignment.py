@@ -12,7 +12,7 @@ from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import load_for_training
 from multimodal.train.config import StageConfig
-from speech.alignment import SCALE, AlignmentTask
+from speech.alignment import CLOSENESS, SCALE, AlignmentTask
 from speech.asr_training import align, build_model
 from speech.conformer import ConformerConfig
 from speech.speech_adapter import SpeechAdapterConfig
@@ -41,7 +41,7 @@ def samples() -> list[tuple[torch.Tensor, str]]:
     return [(tone(4, seconds=1.6), "Seven blue books."), (tone(1, seconds=0.9), "two")]
 
 
-def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank() -> None:
+def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank_and_closeness() -> None:
     model = model_of("builtin")
     task = AlignmentTask(model).eval()
     batch = task.collate(samples())
@@ -58,6 +58,9 @@ def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank() -> None:
         expected = expected + F.ctc_loss(
             logs[i, : lengths_B[i], None], torch.tensor([target]), frames, characters, blank=task.pause, reduction="sum"
         )
+        meant_ED = logs[i, : lengths_B[i]].exp() @ table_VD
+        apart = 1 - torch.cosine_similarity(embeddings_BED[i, : lengths_B[i]], meant_ED, dim=-1)
+        expected = expected + CLOSENESS * apart.sum()
     torch.testing.assert_close(total, expected, atol=1e-2, rtol=1e-4)
 
 
