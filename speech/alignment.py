@@ -2,8 +2,8 @@
 
 A decoder that repeats tokens which are held for several positions, with pauses between (`multimodal.data.text`), has
 been taught to read what CTC writes. So the adapter first learns to write that, without the decoder: the loss of the
-decoder's answers says little as long as nothing in the embeddings resembles a token. Each embedding is also drawn to the
-mean of the decoder's, weighted by how probable each token is there.
+decoder's answers says little as long as nothing in the embeddings resembles a token. Each embedding is also drawn to
+the mean of the decoder's, weighted by how probable each token is there.
 
 Legend: B utterances, E embeddings of each (80 ms), D decoder width, V vocabulary.
 """
