@@ -3,7 +3,7 @@
 A decoder that repeats tokens which are held for several positions, with pauses between (`multimodal.data.text`), has
 been taught to read what CTC writes. So the adapter first learns to write that, without the decoder: the loss of the
 decoder's answers says little as long as nothing in the embeddings resembles a token. Each embedding is also drawn to
-the mean of the decoder's, weighted by how probable each token is there.
+the mean of the decoder's, weighted by how probable each token is there, the more the surer it is.
 
 Legend: B utterances, E embeddings of each (80 ms), D decoder width, V vocabulary.
 """
@@ -74,8 +74,9 @@ class AlignmentTask(nn.Module):
         embeddings_BED, lengths_B = self.speech.encode(batch.sound)
         logits_BEV = self.logits(embeddings_BED)
         found = ctc_loss(logits_BEV, lengths_B, batch.targets, batch.lengths, blank=self.pause)
-        meant_BED = logits_BEV.detach().float().softmax(dim=-1) @ self.table_VD
-        apart_BE = 1 - F.cosine_similarity(embeddings_BED, meant_BED, dim=-1)
+        taken_for_BEV = logits_BEV.detach().float().softmax(dim=-1)
+        meant_BED = taken_for_BEV @ self.table_VD
+        apart_BE = taken_for_BEV.amax(dim=-1) * (1 - F.cosine_similarity(embeddings_BED, meant_BED, dim=-1))
         there_BE = frame_mask(lengths_B, apart_BE.shape[1])
         return found.total + CLOSENESS * apart_BE[there_BE].sum(), found.tokens
 

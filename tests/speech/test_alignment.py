@@ -58,8 +58,11 @@ def test_the_loss_is_ctc_over_cosines_with_the_pause_as_blank_and_closeness() ->
         expected = expected + F.ctc_loss(
             logs[i, : lengths_B[i], None], torch.tensor([target]), frames, characters, blank=task.pause, reduction="sum"
         )
-        meant_ED = logs[i, : lengths_B[i]].exp() @ table_VD
-        apart = 1 - torch.cosine_similarity(embeddings_BED[i, : lengths_B[i]], meant_ED, dim=-1)
+        taken_for_EV = logs[i, : lengths_B[i]].exp()
+        meant_ED = taken_for_EV @ table_VD
+        apart = taken_for_EV.amax(-1) * (
+            1 - torch.cosine_similarity(embeddings_BED[i, : lengths_B[i]], meant_ED, dim=-1)
+        )
         expected = expected + CLOSENESS * apart.sum()
     torch.testing.assert_close(total, expected, atol=1e-2, rtol=1e-4)
 
