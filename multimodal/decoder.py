@@ -113,7 +113,7 @@ class FrozenDecoder(nn.Module):
         if like is None:
             start_D = _mean_embedding(table, self.vocab_size)
         else:
-            start_D = table(torch.tensor(like, device=self.extra_embedding.weight.device)).float()
+            start_D = table(torch.tensor(like, device=self.extra_embedding.weight.device))
         self.extra_embedding.weight[list(rows)] = start_D
 
     def release(self) -> Any:

@@ -49,6 +49,7 @@ class AlignmentTask(nn.Module):
             raise UserError(f"decoder {model.decoder_name} has no token {PAUSE}; expected --align.steps 0")
         self.pause: int = pause
         self.table_VD = model.decoder.lm.get_input_embeddings().weight.detach().float()
+        self.directions_VD = F.normalize(self.table_VD, dim=-1)
 
     @property
     def log_mel(self) -> SpeechFeatures:
@@ -67,7 +68,7 @@ class AlignmentTask(nn.Module):
 
     def logits(self, embeddings_BED: Tensor) -> Tensor:
         """Scaled cosines [B, E, V] with the embeddings of all tokens: decoders read directions alone (RMSNorm)."""
-        return SCALE * (F.normalize(embeddings_BED, dim=-1) @ F.normalize(self.table_VD, dim=-1).T)
+        return SCALE * (F.normalize(embeddings_BED, dim=-1) @ self.directions_VD.T)
 
     def loss(self, batch: CTCBatch) -> tuple[Tensor, int]:
         """Summed loss and the number of tokens; utterances that are too short for their tokens have no CTC loss."""

@@ -112,7 +112,7 @@ def collate_transcribed(
 
 
 class CTCTask(nn.Module):
-    """Encoder and CTC head on the characters or words of transcripts; a `Task` of the training engine.
+    """Encoder and CTC head on the characters of transcripts; a `Task` of the training engine.
 
     Args:
         log_mel, encoder: they go on afterwards, the head does not.
@@ -172,11 +172,16 @@ class TranscribedSamples:
         utterances: those to be transcribed are taken; with `data.spell_translations` those to be translated too.
         log_mel: whose rate the waveforms have, and whose longest they do not exceed.
         data: augmentation, and what is done with broken recordings.
+
+    Raises:
+        UserError: there are none to take.
     """
 
     def __init__(self, utterances: Sequence[Utterance], *, log_mel: SpeechFeatures, data: SpeechDataConfig) -> None:
         tasks = ("transcribe", "translate") if data.spell_translations else ("transcribe",)
         self.utterances = [u for u in utterances if u.task in tasks]
+        if not self.utterances:
+            raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
         sounds = [(u.sound, u.id) for u in self.utterances]
         self.waveforms = Waveforms(
             sounds,
@@ -280,8 +285,6 @@ def train_ctc(
         UserError: anything the user can put right.
     """
     samples = TranscribedSamples(utterances, log_mel=log_mel, data=data)
-    if not samples.utterances:
-        raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
     characters = Characters.of(u.text for u in samples.utterances)
     task = CTCTask(log_mel, encoder, characters=characters, augment=data.augment)
     return train(
