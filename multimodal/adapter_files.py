@@ -110,6 +110,7 @@ def write_adapter(
     """
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise UserError(f"{folder}: holds other files; expected a new folder or an adapter to replace")
+    folder = folder.absolute()  # "." has no name
     text = json.dumps({"format": FORMAT} | dict(config), indent=2, default=str)
     new, old = _beside(folder, "new"), _beside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 # transformers declares every form of a tokenizer's input and output at once; no caller can use such types.
@@ -18,8 +18,13 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> AnyTokenizer:
-    """Learn a byte-level BPE of `vocab_size` entries (bytes, merges and the special tokens together) from `texts`."""
+    """Learn a byte-level BPE of `vocab_size` entries (bytes, merges and the special tokens together) from `texts`.
+
+    A space goes before every text, as in SentencePiece: a word is the same tokens at the start and in the middle. What
+    is decoded begins with that space.
+    """
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -21,18 +21,28 @@ from multimodal.data.text import (
     prose_source,
     read_texts,
     repeat_source,
+    saying_source,
     sentences,
     split_prose,
     stretch,
 )
 from multimodal.errors import UserError, run_cli
 from multimodal.pretrained import read_decoder, write_decoder
-from multimodal.pretraining import DecoderTask, NewDecoder, answer_perplexity, answers, exact_share, perplexity
+from multimodal.pretraining import (
+    DecoderTask,
+    NewDecoder,
+    answer_perplexity,
+    answers,
+    exact_share,
+    perplexity,
+    take_tokenizer,
+)
 from multimodal.report import write_json
 from multimodal.tokenizer import PAUSE, AnyTokenizer, train_tokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import train
 from scripts.spoken_texts import to_repeat
+from speech.foreign_texts import foreign_saying
 from speech.spoken_texts import digits_in_a_row
 from vision.caption_data import read_captions, tidy_caption
 from vision.captioning import CAPTION_PROMPT
@@ -40,6 +50,23 @@ from vision.clip_captions import CLIP_PROMPT, clip_caption
 from vision.clip_language import clip_sample, questions_by_kind
 from vision.scene_language import KINDS, caption, question_answer, scene_in_words
 from vision.scenes import Split, sample_scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Shares of documents, not of tokens, in any unit."""
+
+    prose: float = 0.02
+    scenes: float = 0.28
+    """Scenes in words with their captions and questions."""
+    repeat: float = 0.38
+    """Sentences to repeat, as they are and as speech adapters hand them over."""
+    captions: float = 0.0
+    """Those of the source of captions."""
+    clips: float = 0.02
+    """Captions of clips, and questions about them."""
+    foreign: float = 0.3
+    """Numbers, times and dates of other languages, to repeat and to translate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +83,14 @@ class Config:
     """Entries of the tokenizer."""
     context: int = 256
     """Tokens of a row."""
-    weights: tuple[float, float, float, float, float] = (0.1, 0.3, 0.55, 0.0, 0.05)
-    """Shares of documents: prose, scenes, sentences to repeat, captions, clips."""
+    shares: Shares = field(default_factory=Shares)
     captions: str = ""
     """Captions to learn as text, from the train split of a source that `train_captioning` takes too; its dev split is
     measured."""
     start: str = ""
-    """Go on from this decoder, with its tokenizer, in place of a new one."""
+    """Go on from this decoder in place of a new one."""
+    new_tokenizer: bool = False
+    """With start: learn a tokenizer from the text all the same. Entries of both keep their embeddings."""
     held_out: int = 500
     """Unseen sentences to copy and questions to answer in the final measurement; a fifth of it during training."""
     resume: bool = False
@@ -84,14 +112,17 @@ class Rows:
         return fill_row(self.draw, rng, length=self.length)
 
 
-HARD_KINDS = ("exists", "relation", "position", "count")
-"""Questions that take a small decoder the longest; half of all questions are of these kinds alone."""
+REPEAT_ENGLISH = REPEAT_PROMPT.format(language="English")
+HARD_KINDS = ("relation", "relation", "relation", "position", "position", "count", "exists")
+"""Questions that take a small decoder the longest, in the shares in which half of all questions are asked."""
+SCENE_TEXTS, SPOKEN_TEXTS, FOREIGN_TEXTS = 1_000, 6_000, 24_000
+"""In the tokenizer's training: so many that their frequent words are one token, as speech wants them."""
 
 
 def scene_turns(rng: random.Random) -> list[tuple[str, str]]:
     """A conversation about one scene in words: caption and questions in any order; a quarter have one turn."""
     scene = sample_scene(rng, split="any")
-    kinds = [HARD_KINDS if rng.random() < 0.5 else KINDS for _ in range(rng.randint(8, 14))]
+    kinds = rng.choices((HARD_KINDS, KINDS), k=rng.randint(8, 14))
     turns = [question_answer(scene, rng, kinds=some) for some in kinds]
     turns.insert(rng.randrange(len(turns) + 1), (CAPTION_PROMPT, caption(scene, rng)))
     turns = turns[:1] if rng.random() < 0.25 else turns
@@ -128,11 +159,14 @@ def measure(
     count: int,
 ) -> dict[str, float]:
     """Perplexity on held-out prose and captions (if any), exact copies of unseen sentences as written and as a speech
-    adapter hands them over (tokens held, with pauses), of digits so, and answers about unseen scenes in words."""
+    adapter hands them over (tokens held, with pauses), of digits so, what is said of numbers and dates in other
+    languages, held in the same way, and answers about unseen scenes in words."""
     rng = random.Random(1)
     digits = [digits_in_a_row(rng) for _ in range(count)]
     unseen = rng.sample(unseen, min(count, len(unseen)))
-    copied = answers(lm, tokenizer, [f"{REPEAT_PROMPT} {s}" for s in unseen])
+    copied = answers(lm, tokenizer, [f"{REPEAT_ENGLISH} {s}" for s in unseen])
+    sayings = [foreign_saying(rng, held_out=True) for _ in range(count)]
+    answered = answers(lm, tokenizer, [held(tokenizer, asked, rng, prompt=prompt) for prompt, asked, _ in sayings])
     turns = [scene_question(rng, split="held_out") for _ in range(count)]
     said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
     described = [(CAPTION_PROMPT, caption) for caption in captions[:count]]
@@ -142,22 +176,40 @@ def measure(
         "copy_exact": exact_share(copied, unseen),
         "copy_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in unseen]), unseen),
         "digits_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in digits]), digits),
+        "foreign_held_exact": exact_share(answered, [answer for *_, answer in sayings]),
         "scene_question_accuracy": exact_share(said, [a for _, a in turns]),
     }
 
 
-def held(tokenizer: AnyTokenizer, text: str, rng: random.Random) -> list[int]:
-    """The question to repeat `text`, as token ids, each of which is held for some positions, with pauses."""
-    prompt, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (f"{REPEAT_PROMPT} ", text))
-    return prompt + stretch(ids, rng, pause_id=tokenizer.convert_tokens_to_ids(PAUSE), gap=0.4)
+def held(tokenizer: AnyTokenizer, text: str, rng: random.Random, *, prompt: str = REPEAT_ENGLISH) -> list[int]:
+    """A prompt and the text after it, as token ids, of which the text's are held for some positions, with pauses."""
+    asked, ids = (tokenizer.encode(t, add_special_tokens=False) for t in (prompt, text))
+    return asked + stretch(ids, rng, pause_id=tokenizer.convert_tokens_to_ids(PAUSE), gap=0.4)
 
 
-def new_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, AnyTokenizer]:
-    """A tokenizer learnt from the text, and a random decoder for it."""
+def new_tokenizer(config: Config, prose: list[str]) -> AnyTokenizer:
+    """A tokenizer learnt from the text."""
     rng = random.Random(config.train.seed)
-    scene_text = ["\n".join(chain.from_iterable(scene_turns(rng))) for _ in range(1000)]
-    tokenizer = train_tokenizer([*prose, *scene_text], vocab_size=config.vocabulary)
-    return config.shape.build(tokenizer, context=2 * config.context), tokenizer
+    scene_texts = ["\n".join(chain.from_iterable(scene_turns(rng))) for _ in range(SCENE_TEXTS)]
+    spoken_texts = [to_repeat(rng) for _ in range(SPOKEN_TEXTS)]
+    foreign_texts = [foreign_saying(rng)[1] for _ in range(FOREIGN_TEXTS)]
+    return train_tokenizer([*prose, *scene_texts, *spoken_texts, *foreign_texts], vocab_size=config.vocabulary)
+
+
+def start_decoder(config: Config, prose: list[str]) -> tuple[LlamaForCausalLM, AnyTokenizer]:
+    """What training begins with: a random decoder, or the one to go on from.
+
+    Raises:
+        UserError: as `load_start`.
+    """
+    if not config.start:
+        tokenizer = new_tokenizer(config, prose)
+        return config.shape.build(tokenizer, context=2 * config.context), tokenizer
+    lm, tokenizer = load_start(config.start)
+    if config.new_tokenizer:
+        known, tokenizer = tokenizer, new_tokenizer(config, prose)
+        take_tokenizer(lm, known, tokenizer)
+    return lm, tokenizer
 
 
 def load_start(name: str) -> tuple[LlamaForCausalLM, AnyTokenizer]:
@@ -199,7 +251,8 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         f"{shape.vocab_size} tokens, bf16.",
         "",
         f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text: scenes in words with "
-        "captions and questions, and sentences to repeat. A base for adapters; it knows nothing of the world.",
+        "captions and questions, sentences to repeat, and numbers, times and dates in German, French, Spanish and "
+        "Italian to repeat and to translate. A base for adapters; it knows nothing of the world.",
         "",
         "| measured on held-out text | |",
         "| --- | --- |",
@@ -207,6 +260,8 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         f"| unseen sentences of 4 to 20 words copied exactly ({config.held_out}) | {scores['copy_exact']:.3f} |",
         f"| the same, tokens held for 1 to 3 positions, with pauses | {scores['copy_held_exact']:.3f} |",
         f"| 1 to 8 digits in words, held in the same way | {scores['digits_held_exact']:.3f} |",
+        f"| numbers, times and dates in four other languages, held so, translated or repeated | "
+        f"{scores['foreign_held_exact']:.3f} |",
         f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
         *(f"| perplexity per token on unseen captions | {scores[name]:.1f} |" for name in scores if "caption" in name),
         "",
@@ -224,18 +279,20 @@ def main() -> None:
     prose, held_out = split_prose(read_texts(config.text))
     seen = sentences(prose)
     unseen = sorted(set(sentences(held_out)) - set(seen))
-    lm, tokenizer = new_decoder(config, prose) if not config.start else load_start(config.start)
+    lm, tokenizer = start_decoder(config, prose)
     captions = read_caption_texts(config.captions, split="train") if config.captions else [""]
     others = unseen_captions(config.captions) if config.captions else []
-    sources = (
-        prose_source(tokenizer, prose, length=config.context),
-        chat_source(tokenizer, scene_turns),
-        repeat_source(tokenizer, seen, writers=[to_repeat]),
-        chat_source(tokenizer, lambda rng: [(CAPTION_PROMPT, rng.choice(captions))]),
-        chat_source(tokenizer, clip_turns),
-    )
+    shares = config.shares
+    sources = [
+        (shares.prose, prose_source(tokenizer, prose, length=config.context)),
+        (shares.scenes, chat_source(tokenizer, scene_turns)),
+        (shares.repeat, repeat_source(tokenizer, seen, writers=[to_repeat])),
+        (shares.captions, chat_source(tokenizer, lambda rng: [(CAPTION_PROMPT, rng.choice(captions))])),
+        (shares.clips, chat_source(tokenizer, clip_turns)),
+        (shares.foreign, saying_source(tokenizer, foreign_saying)),
+    ]
     rows = Rows(
-        mixture(list(zip(config.weights, sources, strict=True))),
+        mixture(sources),
         count=config.train.steps * config.train.batch_size,
         length=config.context,
     )

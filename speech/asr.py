@@ -1,7 +1,4 @@
-"""What the speech adapter is trained and judged on: transcripts, translations and replies.
-
-The prompts are the paper's and name the language of the answer alone (Llama 3 paper, section 8.2 / spec B4).
-"""
+"""What the speech adapter is trained and judged on: transcripts, translations and replies."""
 
 import random
 import time
@@ -14,7 +11,7 @@ from torch import Tensor
 
 from multimodal.batch import Sample, Turn
 from multimodal.data.broken import OnError
-from multimodal.data.text import spoken_form
+from multimodal.data.text import REPEAT_PROMPT, TRANSLATE_PROMPT, spoken_form
 from multimodal.errors import UserError
 from multimodal.messages import encode_prompt
 from multimodal.metrics import Evaluation, with_controls
@@ -27,12 +24,7 @@ from speech.translation_scores import bleu, chrf
 from speech.utterance import SpeechTask, Utterance, Waveforms
 from speech.word_errors import character_error_rate, exact_rate, word_error_rate
 
-_PROMPTS: dict[SpeechTask, str] = {
-    # The space stands where it stood when the built-in decoder learnt to repeat.
-    "transcribe": "Repeat after me in {language}: ",
-    "translate": "Translate the following sentence into {language}: ",
-    "dialogue": "",
-}
+_PROMPTS: dict[SpeechTask, str] = {"transcribe": REPEAT_PROMPT, "translate": TRANSLATE_PROMPT, "dialogue": ""}
 SILENCE_SECONDS = (0.3, 3.0)
 SILENCE_LEVELS = (1e-5, 1e-2)
 """Standard deviations of the noise in which nobody speaks."""

@@ -169,7 +169,7 @@ class TranscribedSamples:
     """Waveforms with their transcripts as training samples.
 
     Args:
-        utterances: those to be transcribed are taken; with `data.spell_translations` those to be translated too.
+        utterances: those to be transcribed are taken.
         log_mel: whose rate the waveforms have, and whose longest they do not exceed.
         data: augmentation, and what is done with broken recordings.
 
@@ -178,8 +178,7 @@ class TranscribedSamples:
     """
 
     def __init__(self, utterances: Sequence[Utterance], *, log_mel: SpeechFeatures, data: SpeechDataConfig) -> None:
-        tasks = ("transcribe", "translate") if data.spell_translations else ("transcribe",)
-        self.utterances = [u for u in utterances if u.task in tasks]
+        self.utterances = [u for u in utterances if u.task == "transcribe"]
         if not self.utterances:
             raise UserError("CTC: no utterance to transcribe in the training data; expected transcripts")
         sounds = [(u.sound, u.id) for u in self.utterances]

@@ -11,6 +11,7 @@ Legend: B utterances, T encoder frames, E embeddings (half as many), C encoder w
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimodal.errors import UserError
@@ -94,4 +95,6 @@ class SpeechAdapter(nn.Module):
         x_BEW = x_BEW + self.dropout(self.attention(self.norm_attention(x_BEW), valid_BE))
         x_BEW = x_BEW + self.feed_forward(x_BEW)
         # The norm's weight learns around 1: around the embeddings' few hundredths a step would be a large one.
-        return self.norm_out(self.linear(x_BEW).float()) * self.embedding_rms
+        norm = self.norm_out
+        x_BED = F.rms_norm(self.linear(x_BEW).float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+        return x_BED * self.embedding_rms

@@ -4,6 +4,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from multimodal.data.broken import OnError
@@ -14,9 +15,10 @@ from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
 from speech.augment import Augment
 from speech.cuttings import cuttings
+from speech.foreign_texts import SOURCE_LANGUAGES
 from speech.fsdd import connected_digits, is_fsdd
-from speech.spoken_data import spoken_sentences, spoken_translations
-from speech.spoken_texts import SOURCE_LANGUAGES, Writer, number_phrase, piece_of, short_prose
+from speech.spoken_data import foreign_utterances, spoken_sentences
+from speech.spoken_texts import Writer, number_phrase, piece_of, short_prose
 from speech.transcript_rows import Languages, SpeechColumns
 from speech.transcripts import read_transcripts
 from speech.utterance import Utterance, Waveforms
@@ -66,14 +68,13 @@ class SpeechDataConfig:
     sentences: int = 20000
     """Built-in sentences in an epoch."""
     translations: int = 0
-    """Built-in numbers, times and dates to translate into English in an epoch."""
-    spell_translations: bool = False
-    """CTC writes translations as well: for words that come in the order in which they are said, such as numbers."""
+    """Built-in numbers, times and dates in other languages to translate into English in an epoch; as many of each
+    language are transcribed."""
     dialogue: float = 0.0
     """Part of the utterances to transcribe, chosen by the seed, that are also to be replied to, without any prompt, as
     the decoder replies to their transcripts."""
     zero_shot: str = "Italian"
-    """The language that is translated in the test alone; empty = none."""
+    """The language that is transcribed, but translated in the test alone; empty = none."""
     temperature: float = 1.0
     """Mixing of tasks and languages: shares are proportional to their numbers to the power of 1 / temperature."""
     silence: float = 0.02
@@ -134,7 +135,11 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
         found = spoken_sentences(writers, count=data.sentences, split="train", seed=seed)
         pieces = [piece_of(writer) for writer in writers]
         found += spoken_sentences(pieces, count=data.cuttings, split="train", seed=seed, name="piece")
-        found += spoken_translations(data.translated, count=data.translations, split="train", seed=seed)
+        found += foreign_utterances(
+            data.translated, task="translate", count=data.translations, split="train", seed=seed
+        )
+        as_many = data.translations * len(SOURCE_LANGUAGES) // len(data.translated)
+        found += foreign_utterances(SOURCE_LANGUAGES, task="transcribe", count=as_many, split="train", seed=seed)
     else:
         found = data.read(data.train_split)
         if data.share < 1:
@@ -201,10 +206,12 @@ def evaluation_sets(
     if data.source == SPOKEN:
         count = count or TEST_COUNT
         sets = {"": spoken_sentences(writers, count=count, split="held_out", seed=seed + 2)}
-        directions = {"translation": data.translated, "zero_shot": (data.zero_shot,) if data.zero_shot else ()}
-        for name, languages in directions.items():
-            if data.translations and languages:
-                sets[name] = spoken_translations(languages, count=count, split="held_out", seed=seed + 2)
+        if data.translations:
+            foreign = partial(foreign_utterances, count=count, split="held_out", seed=seed + 2)
+            sets["foreign"] = foreign(SOURCE_LANGUAGES, task="transcribe")
+            sets["translation"] = foreign(data.translated, task="translate")
+            if data.zero_shot:
+                sets["zero_shot"] = foreign((data.zero_shot,), task="translate")
         return _with_dialogue(sets, data)
     if not data.test_split:
         return {}

@@ -12,8 +12,9 @@ from typing import Literal
 from torch import Tensor
 
 from speech.augment import add_noise
+from speech.foreign_texts import draw_foreign
 from speech.spoken import HELD_OUT_VARIANTS, LANGUAGES, TRAIN_VARIANTS, Voice, english_voices, speak
-from speech.spoken_texts import Writer, spoken_and_translated, write
+from speech.spoken_texts import Writer, write
 from speech.utterance import Utterance
 
 SpokenSplit = Literal["train", "held_out"]
@@ -21,8 +22,8 @@ SpokenSplit = Literal["train", "held_out"]
 WORDS_A_MINUTE, PITCHES, NOISE_DB = (130, 210), (25, 75), (15.0, 40.0)
 NOISY = 0.5
 """Share of the utterances with noise."""
-SECONDS_A_CHARACTER, CHARACTERS_A_DIGIT = 0.053, 7
-"""At 175 words a minute; a digit stands for a word or so."""
+SECONDS_A_CHARACTER = 0.053
+"""At 175 words a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,7 @@ class SpokenSound:
     @property
     def seconds(self) -> float:
         """An estimate from the letters."""
-        digits = sum(character.isdigit() for character in self.text)
-        characters = len(self.text) + (CHARACTERS_A_DIGIT - 1) * digits
-        return 0.3 + SECONDS_A_CHARACTER * characters * 175 / self.words_a_minute
+        return 0.3 + SECONDS_A_CHARACTER * len(self.text) * 175 / self.words_a_minute
 
     def waveform(self, rate: int) -> Tensor:
         """The waveform [S].
@@ -84,27 +83,30 @@ def spoken_sentences(
     return made
 
 
-def spoken_translations(languages: Sequence[str], *, count: int, split: SpokenSplit, seed: int) -> list[Utterance]:
-    """Numbers, times and dates spoken in `languages`, to be translated into English.
+def foreign_utterances(
+    languages: Sequence[str], *, task: Literal["transcribe", "translate"], count: int, split: SpokenSplit, seed: int
+) -> list[Utterance]:
+    """Numbers, times and dates spoken in `languages` by turns, to be transcribed, or translated into English. Whichever
+    it is, and whatever languages are beside it, a language says the same.
 
     Raises:
         UserError: a language that there is no text in.
     """
     variants, made = TRAIN_VARIANTS if split == "train" else HELD_OUT_VARIANTS, []
     for number in range(count):
-        rng = random.Random(f"translation/{split}/{seed}/{number}")
-        language = rng.choice(languages)
-        said: dict[str, str] = {}
-
-        def writer(rng: random.Random, language: str = language, said: dict[str, str] = said) -> str:
-            source, truth = spoken_and_translated(rng, language=language)
-            said[truth] = source
-            return truth
-
-        truth = write(writer, rng, held_out=split == "held_out")
-        voices = [Voice(LANGUAGES[language], variant) for variant in variants]
-        sound = _spoken(said[truth], voices, rng)
+        language, turn = languages[number % len(languages)], number // len(languages)
+        rng = random.Random(f"{language}/{split}/{seed}/{turn}")
+        said, truth = draw_foreign(rng, language=language, held_out=split == "held_out")
+        sound = _spoken(said, [Voice(LANGUAGES[language], variant) for variant in variants], rng)
+        text, answered_in = (truth, "English") if task == "translate" else (said, language)
         made.append(
-            Utterance(sound=sound, text=truth, id=f"{language} {number}", task="translate", speaker=str(sound.voice))
+            Utterance(
+                sound=sound,
+                text=text,
+                id=f"{language} {turn}, {task}",
+                language=answered_in,
+                task=task,
+                speaker=str(sound.voice),
+            )
         )
     return made

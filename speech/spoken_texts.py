@@ -1,4 +1,4 @@
-"""What the built-in voices say: number phrases, short prose, and numbers, times and dates with their translations.
+"""What the built-in voices say in English: number phrases and short prose.
 
 Every text is a pure function of its generator. One in ten, chosen by its own letters, is held out from training.
 """
@@ -20,18 +20,6 @@ _ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
     "twelve": "twelfth",
 }
-MONTHS = {
-    "English": ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-                "November", "December"),
-    "German": ("Januar", "Februar", "März", "April", "Mai", "Juni", "Juli", "August", "September", "Oktober",
-               "November", "Dezember"),
-    "French": ("janvier", "février", "mars", "avril", "mai", "juin", "juillet", "août", "septembre", "octobre",
-               "novembre", "décembre"),
-    "Spanish": ("enero", "febrero", "marzo", "abril", "mayo", "junio", "julio", "agosto", "septiembre", "octubre",
-                "noviembre", "diciembre"),
-    "Italian": ("gennaio", "febbraio", "marzo", "aprile", "maggio", "giugno", "luglio", "agosto", "settembre",
-                "ottobre", "novembre", "dicembre"),
-}
 _PEOPLE = (
     "the old man", "my sister", "the farmer", "a young girl", "the king", "our teacher", "the little boy",
     "her brother", "the sailor", "an old friend", "the doctor", "my mother", "the queen", "a tall man",
@@ -47,20 +35,6 @@ _TIMES = (
     "in the cold winter", "at noon", "long ago", "without a word", "all alone", "once more",
 )
 # fmt: on
-
-SOURCE_LANGUAGES = ("German", "French", "Spanish", "Italian")
-_TIME = {
-    "German": "{hour} Uhr {minute}",
-    "French": "{hour} heures {minute}",
-    "Spanish": "las {hour} y {minute}",
-    "Italian": "le {hour} e {minute}",
-}
-_DATE = {
-    "German": "{day}. {month}",
-    "French": "le {day} {month}",
-    "Spanish": "el {day} de {month}",
-    "Italian": "il {day} {month}",
-}
 
 
 def in_words(number: int) -> str:
@@ -157,24 +131,3 @@ def piece_of(writer: Writer) -> Writer:
         return " ".join(words[first : first + length])
 
     return piece
-
-
-def spoken_and_translated(rng: random.Random, *, language: str) -> tuple[str, str]:
-    """What to say in `language` (digits are read out by the voice) and its English translation in words.
-
-    Raises:
-        UserError: another language than `SOURCE_LANGUAGES`.
-    """
-    if language not in SOURCE_LANGUAGES:
-        raise UserError(f"translation from {language!r}: expected one of {', '.join(SOURCE_LANGUAGES)}")
-    kind = rng.random()
-    if kind < 0.5:
-        number = rng.randrange(10 ** rng.randint(1, 4))
-        return str(number), in_words(number)
-    if kind < 0.75:
-        hour, minute = rng.randint(2, 23), rng.randint(10, 59)
-        return _TIME[language].format(hour=hour, minute=minute), f"{in_words(hour)} {in_words(minute)}"
-    # The first of a month has its own word in some languages.
-    day, month = rng.randint(2, 28), rng.randrange(12)
-    source = _DATE[language].format(day=day, month=MONTHS[language][month])
-    return source, f"the {ordinal_in_words(day)} of {MONTHS['English'][month].lower()}"

@@ -19,8 +19,11 @@ from multimodal.tokenizer import PAUSE, AnyTokenizer
 Draw = Callable[[random.Random], Document]
 Writer = Callable[[random.Random], str]
 """Writes one sentence."""
-REPEAT_PROMPT = "Repeat after me in English:"
-TRANSLATE_PROMPT = "Translate the following sentence into English:"
+SayingWriter = Callable[[random.Random], tuple[str, str, str]]
+"""Writes a prompt, what comes after it, and the answer."""
+REPEAT_PROMPT = "Repeat after me in {language}:"
+TRANSLATE_PROMPT = "Translate the following sentence into {language}:"
+"""The paper's, which name the language of the answer alone (Llama 3 paper, section 8.2 / spec B4)."""
 BACKWARDS_PROMPT = "Say it backwards:"
 CHUNK_CHARACTERS = 2000
 HELD_OUT_EVERY = 50
@@ -111,6 +114,13 @@ def stretch(ids: Sequence[int], rng: random.Random, *, pause_id: int, most: int 
     return out
 
 
+def as_heard(ids: Sequence[int], rng: random.Random, *, pause_id: int) -> list[int]:
+    """Tokens as a speech adapter hands them over: held and with pauses, a little or much, and silence at both ends."""
+    held = stretch(ids, rng, pause_id=pause_id, most=rng.randint(1, 4), gap=rng.uniform(0, 0.75))
+    before, after = (rng.randint(0, rng.choice((0, 4, 10))) for _ in range(2))
+    return [pause_id] * before + held + [pause_id] * after
+
+
 def prose_source(tokenizer: AnyTokenizer, chunks: Sequence[str], *, length: int) -> Draw:
     """Windows of at most `length` tokens from the chunks, all tokens counted.
 
@@ -148,6 +158,7 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str], *, writers: 
         raise UserError("no sentence to repeat in the text: expected some that end in . ! or ?")
     pause_id = tokenizer.convert_tokens_to_ids(PAUSE)
     first = len(tokenizer.all_special_ids)  # the special tokens come first
+    words = sorted({word for sentence in examples for word in sentence.split()})
 
     def words_of(rng: random.Random) -> str:
         kind = rng.random()
@@ -158,38 +169,49 @@ def repeat_source(tokenizer: AnyTokenizer, examples: Sequence[str], *, writers: 
             return sentence
         if kind < 0.45:
             return spoken_form(sentence) or sentence
-        # Unlikely words make copying the only way: the words of several sentences, shuffled.
-        pool = " ".join(examples[rng.randrange(len(examples))] for _ in range(3)).split()
-        rng.shuffle(pool)
-        if kind < 0.7:
+        # Unlikely words make copying the only way: the words of several sentences, shuffled, or rare ones.
+        if kind < 0.6:
+            pool = " ".join(examples[rng.randrange(len(examples))] for _ in range(3)).split()
+            rng.shuffle(pool)
+        else:
+            pool = rng.choices(words, k=20)
+        if kind < 0.75:
             return " ".join(pool[: rng.randint(1, 20)])
         # Words that come again and again: who looks only for the word before the next one skips what lies between.
         return " ".join(rng.choices(pool[: rng.randint(2, 8)], k=rng.randint(4, 20)))
 
     @cache
     def encoded(prompt: str) -> list[int]:
-        return tokenizer.encode(f"{prompt} ", add_special_tokens=False)
+        return tokenizer.encode(prompt, add_special_tokens=False)
 
     def draw(rng: random.Random) -> Document:
         kind = rng.random()
-        prompt = TRANSLATE_PROMPT if rng.random() < 0.15 else REPEAT_PROMPT
-        if kind < 0.3:  # as people write it: the first word follows a space, which its token then holds
-            text = words_of(rng)
-            return chat_document(tokenizer, f"{prompt} {text}", text)
-        if kind < 0.45:
+        prompt = (TRANSLATE_PROMPT if rng.random() < 0.15 else REPEAT_PROMPT).format(language="English")
+        if kind < 0.15:
             pool = [rng.randrange(first, len(tokenizer)) for _ in range(rng.choice((4, 8, 24)))]
             ids = rng.choices(pool, k=rng.randint(1, 24))
         else:
             ids = tokenizer.encode(words_of(rng), add_special_tokens=False)
         heard = ids
-        if 0.4 < kind < 0.5:
+        if 0.1 < kind < 0.2:
             return chat_document(tokenizer, encoded(BACKWARDS_PROMPT) + ids, ids[::-1])
-        if 0.5 < kind < 0.55:
+        if 0.2 < kind < 0.25:
             heard = [token for token in ids for _ in range(2)]
-        elif kind > 0.55:
-            silence = [pause_id] * rng.randint(0, 4)
-            heard = silence + stretch(ids, rng, pause_id=pause_id, most=rng.randint(1, 4), gap=rng.uniform(0, 0.7))
+        elif kind > 0.5:
+            heard = as_heard(ids, rng, pause_id=pause_id)
         return chat_document(tokenizer, encoded(prompt) + heard, ids)
+
+    return draw
+
+
+def saying_source(tokenizer: AnyTokenizer, writer: SayingWriter) -> Draw:
+    """What is to be said after a prompt, such as a translation; what is asked about is written, or held like speech."""
+    pause_id = tokenizer.convert_tokens_to_ids(PAUSE)
+
+    def draw(rng: random.Random) -> Document:
+        prompt, asked, answer = (tokenizer.encode(text, add_special_tokens=False) for text in writer(rng))
+        heard = as_heard(asked, rng, pause_id=pause_id) if rng.random() < 0.6 else asked
+        return chat_document(tokenizer, prompt + heard, answer)
 
     return draw
 

@@ -33,8 +33,9 @@ class TrainConfig:
     """Largest norm of the whole gradient. 0 = no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the hardware has it. Weights stay as in master_weights."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps AdamW's running averages in 8 bits (needs the extra: pip install graft-multimodal[quantize])."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit keeps AdamW's running averages in 8 bits (needs the extra: pip install graft-multimodal[quantize]);
+    muon takes Muon for matrices, at the same learning rates."""
     master_weights: Literal["fp32", "bf16"] = "fp32"
     """How trained weights are kept, and AdamW's averages if not in 8 bits. bf16 is rounded stochastically; it needs the
     same extra and precision bf16."""

@@ -12,6 +12,7 @@ from torch import nn
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
 from multimodal.train.low_memory import low_memory_adamw
+from multimodal.train.muon import MuonWithAdamW
 from multimodal.train.task import Task
 
 
@@ -43,13 +44,15 @@ def freeze_and_select(task: Task, learning_rates: dict[str, float]) -> dict[str,
 def build_optimizer(
     task: Task, trained: dict[str, list[tuple[str, nn.Parameter]]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """AdamW with two groups per part: matrices with weight decay, all else without. Groups carry `part` and `peak`.
+    """The optimizer of the settings, with two groups per part: matrices with weight decay, all else without. Groups
+    carry `part` and `peak`.
 
-    Raises `UserError` if the settings ask for an optimizer that is not installed.
+    Raises `UserError` if the settings ask for an optimizer that is not installed, or cannot do as they say.
     """
     modules = task.modules() if isinstance(task, nn.Module) else ()
     embeddings = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
     groups: list[dict[str, Any]] = []
+    flat: list[nn.Parameter] = []
     for part, named in trained.items():
         peak = config.learning_rates[part]
         for decay in (True, False):
@@ -57,6 +60,11 @@ def build_optimizer(
             if members:
                 weight_decay = config.weight_decay if decay else 0.0
                 groups.append({"params": members, "lr": peak, "weight_decay": weight_decay, "part": part, "peak": peak})
+                flat += [p for p in members if decay and p.ndim == 2]
+    if config.optimizer == "muon":
+        if config.master_weights != "fp32":
+            raise UserError("--master-weights bf16 goes with adamw and adamw8bit; expected fp32 with --optimizer muon")
+        return MuonWithAdamW(groups, flat, betas=config.betas)
     if (config.optimizer, config.master_weights) != ("adamw", "fp32"):
         return low_memory_adamw(groups, config)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])

@@ -280,6 +280,15 @@ def test_an_older_adapter_is_replaced_whole(folder: Path, trained: MultimodalMod
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
 
+def test_the_folder_that_somebody_stands_in_can_be_written(
+    folder: Path, trained: MultimodalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    trained.save_pretrained(Path("."))
+    assert {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG, "README.md"}
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
 @pytest.mark.parametrize("call", [1, 2])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interruption_of_the_exchange_leaves_the_older_one(

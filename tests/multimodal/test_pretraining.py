@@ -20,7 +20,9 @@ from multimodal.pretraining import (
     exact_share,
     perplexity,
     start_alike,
+    take_tokenizer,
 )
+from multimodal.tokenizer import train_tokenizer
 from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
 
 SHAPE = NewDecoder(width=32, layers=2, heads=4, kv_heads=2, ffn=48)
@@ -205,3 +207,19 @@ def test_exact_share() -> None:
 
 def test_ignored_targets_are_those_of_pytorch() -> None:
     assert torch.nn.CrossEntropyLoss().ignore_index == IGNORE
+
+
+def test_a_tokenizer_is_taken_over_with_the_embeddings_of_what_both_know() -> None:
+    known, new = builtin_tokenizer(), train_tokenizer(["der Hund und der Fuchs sah den Hund"] * 20, vocab_size=290)
+    lm = SHAPE.build(known, context=64)
+    before = lm.get_input_embeddings().weight.clone()
+    take_tokenizer(lm, known, new)
+    after = lm.get_input_embeddings().weight
+    assert after.shape[0] == lm.config.vocab_size == len(new) and lm.lm_head.weight is after
+    assert (lm.config.bos_token_id, lm.generation_config.eos_token_id) == (new.bos_token_id, new.eos_token_id)
+    ids = known.get_vocab()
+    kept = {name: i for name, i in new.get_vocab().items() if name in ids}
+    assert len(kept) > 256 and all(torch.equal(after[i], before[ids[name]]) for name, i in kept.items())
+    name = next(name for name in new.get_vocab() if name not in ids and name.startswith("Ġ"))
+    pieces = known.encode(new.convert_tokens_to_string([name]).strip(), add_special_tokens=False)
+    torch.testing.assert_close(after[new.get_vocab()[name]], before[pieces].mean(0))

@@ -21,14 +21,20 @@ def encode(text: str) -> list[int]:
 
 
 @quick
-@given(st.text())
-def test_every_text_comes_back(text: str) -> None:
-    assert builtin_tokenizer().decode(encode(text)) == text
+@given(st.text(min_size=1))
+def test_every_text_comes_back_behind_a_space(text: str) -> None:
+    assert builtin_tokenizer().decode(encode(text)) == f" {text}"
+
+
+def test_a_word_is_the_same_tokens_at_the_start_and_in_the_middle() -> None:
+    assert encode("The fox saw")[: len(encode("The fox"))] == encode("The fox")
+    assert encode("saw fox") == [*encode("saw"), *encode("fox")]
+    assert encode("") == []
 
 
 @pytest.mark.parametrize("text", ["é and e\u0301 are two", " a  b\n\n\tc ", "日本語 🙂", "I 'm , don 't ."])
 def test_no_normalisation_and_no_clean_up(text: str) -> None:
-    assert builtin_tokenizer().decode(encode(text)) == text
+    assert builtin_tokenizer().decode(encode(text)) == f" {text}"
 
 
 def test_the_special_tokens_have_the_lowest_ids() -> None:
@@ -58,11 +64,11 @@ def test_merges_are_learnt() -> None:
 def test_each_digit_is_a_token() -> None:
     tokenizer = train_tokenizer(["In 1234567 and in 1234567."] * 9, vocab_size=330)  # has every reason to merge them
     ids = tokenizer.encode("1234567", add_special_tokens=False)
-    assert [tokenizer.decode([i]) for i in ids] == list("1234567")
+    assert [tokenizer.decode([i]) for i in ids] == [" ", *"1234567"]
 
 
 def test_special_tokens_can_be_left_out_when_reading() -> None:
-    assert builtin_tokenizer().decode(encode("".join(SPECIAL) + "a fox"), skip_special_tokens=True) == "a fox"
+    assert builtin_tokenizer().decode(encode("".join(SPECIAL) + "a fox"), skip_special_tokens=True) == " a fox"
 
 
 def test_a_chat_reads_as_written() -> None:
@@ -91,7 +97,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
     text = "Where is the red circle? 12  é 🙂 <|pause|>\n"
     chat = [{"role": "user", "content": text}]
     assert loaded.encode(text, add_special_tokens=False) == encode(text)
-    assert loaded.decode(encode(text)) == text
+    assert loaded.decode(encode(text)) == tokenizer.decode(encode(text))
     assert sorted(loaded.all_special_ids) == sorted(tokenizer.all_special_ids)
     assert loaded.padding_side == "left"
     assert loaded.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(chat, tokenize=False)

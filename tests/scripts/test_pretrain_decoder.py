@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from multimodal.data.text import REPEAT_PROMPT
+from scripts.pretrain_decoder import REPEAT_ENGLISH
 from tests.scripts.conftest import Cli
 
 TEXT = "\n\n".join(
@@ -53,22 +53,40 @@ def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: 
     assert cli("pretrain_decoder", *flags, *SIZES).status == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["prose_perplexity"] > 1
-    names = ("copy_exact", "copy_held_exact", "digits_held_exact", "scene_question_accuracy")
+    names = ("copy_exact", "copy_held_exact", "digits_held_exact", "foreign_held_exact", "scene_question_accuracy")
     assert all(0 <= metrics[name] <= 1 for name in names)
     folder = tmp_path / "run" / "decoder"
     lm, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert lm.config.num_key_value_heads < lm.config.num_attention_heads
     assert str(lm.dtype) == "torch.bfloat16"
-    chat = [{"role": "user", "content": f"{REPEAT_PROMPT} a fox"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False).endswith(f"<|user|>{REPEAT_PROMPT} a fox")
+    chat = [{"role": "user", "content": f"{REPEAT_ENGLISH} a fox"}]
+    assert tokenizer.apply_chat_template(chat, tokenize=False).endswith(f"<|user|>{REPEAT_ENGLISH} a fox")
 
     # Go on from it, with captions as text.
-    more = ["--start", str(folder), "--captions", str(captions_folder), "--weights", "0", "0", "0.4", "0.4", "0.2"]
+    more = [
+        "--start",
+        str(folder),
+        "--captions",
+        str(captions_folder),
+        "--weights",
+        "0",
+        "0",
+        "0.4",
+        "0.4",
+        "0.1",
+        "0.1",
+    ]
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "more"), *SHORT]
     assert cli("pretrain_decoder", *flags, *more).status == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "more" / "decoder")) == len(tokenizer)
     assert json.loads((tmp_path / "more" / "metrics.json").read_text())["caption_perplexity"] > 1
     assert "unseen captions" in (tmp_path / "more" / "decoder" / "README.md").read_text()
+
+    # And once more, with a tokenizer of another size.
+    other = ["--start", str(folder), "--new-tokenizer", "--vocabulary", "300"]
+    flags = ["--text", str(text), "--run-dir", str(tmp_path / "other"), *SHORT]
+    assert cli("pretrain_decoder", *flags, *other).status == 0
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "other" / "decoder")) == 300
 
 
 def test_captions_without_a_dev_split_are_learnt_and_not_measured(
@@ -78,7 +96,7 @@ def test_captions_without_a_dev_split_are_learnt_and_not_measured(
     (tmp_path / "captions" / "images").symlink_to(captions_folder / "images")
     (tmp_path / "captions" / "train.tsv").write_text((captions_folder / "train.tsv").read_text())
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "run"), "--captions", str(tmp_path / "captions")]
-    done = cli("pretrain_decoder", *flags, "--weights", "0", "0", "0", "1", "0", *SHORT, *SIZES)
+    done = cli("pretrain_decoder", *flags, "--shares.captions", "9", *SHORT, *SIZES)
     assert done.status == 0 and "unseen captions are not measured" in done.out
     assert "caption_perplexity" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
 

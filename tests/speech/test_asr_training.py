@@ -156,5 +156,5 @@ def test_silence_is_learnt_as_nothing(trained: Any) -> None:
     end = samples.sample(0, random.Random(0)).turns[0].answer  # type: ignore[union-attr]
     spoken = SpeechSamples(model, utterances).sample(0, random.Random(0))
     assert spoken is not None and spoken.turns[0].answer[-len(end) :] == end and len(spoken.turns[0].answer) > len(end)
-    assert prompt_of("transcribe", "German") == "Repeat after me in German: "
+    assert prompt_of("transcribe", "German") == "Repeat after me in German:"
     assert prompt_of("translate", "English").startswith("Translate the following sentence into English:")

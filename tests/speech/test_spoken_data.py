@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from speech.spoken import HELD_OUT_VARIANTS
-from speech.spoken_data import spoken_sentences, spoken_translations
+from speech.spoken_data import foreign_utterances, spoken_sentences
 from speech.spoken_texts import number_phrase, short_prose
 
 pytest.importorskip("espeakng_loader", reason="eSpeak NG is not installed (pip install espeakng-loader)")
@@ -29,10 +29,16 @@ def test_utterances_follow_from_seed_and_number() -> None:
         assert 0.4 < utterance.sound.seconds / (len(waveform_S) / 16_000) < 2.5
 
 
-def test_translations_are_spoken_by_voices_of_their_language() -> None:
-    made = spoken_translations(("German", "French"), count=40, split="train", seed=0)
-    assert {u.sound.voice.language for u in made} == {"de", "fr"}  # type: ignore[attr-defined]
-    assert {(u.task, u.language) for u in made} == {("translate", "English")}
-    assert len(made[0].sound.waveform(16_000)) > 3_000
-    kept = spoken_translations(("German", "French"), count=40, split="held_out", seed=0)
-    assert not {u.text for u in made} & {u.text for u in kept}
+def test_other_languages_are_spoken_by_their_voices_and_transcribed_or_translated() -> None:
+    translated = foreign_utterances(("German", "French"), task="translate", count=40, split="train", seed=0)
+    assert [u.sound.voice.language for u in translated] == ["de", "fr"] * 20  # type: ignore[attr-defined]
+    assert {(u.task, u.language) for u in translated} == {("translate", "English")}
+    assert len(translated[0].sound.waveform(16_000)) > 3_000
+
+    transcribed = foreign_utterances(("French", "Italian"), task="transcribe", count=40, split="train", seed=0)
+    assert [(u.task, u.language) for u in transcribed[:2]] == [("transcribe", "French"), ("transcribe", "Italian")]
+    assert [u.sound for u in transcribed[::2]] == [u.sound for u in translated[1::2]]
+    assert all(u.text == u.sound.text for u in transcribed)  # type: ignore[attr-defined]
+
+    kept = foreign_utterances(("German", "French"), task="translate", count=40, split="held_out", seed=0)
+    assert not {u.text for u in translated} & {u.text for u in kept}

@@ -8,7 +8,6 @@ import pytest
 from multimodal.data.text import spoken_form
 from multimodal.errors import UserError
 from speech.spoken_texts import (
-    SOURCE_LANGUAGES,
     digits_in_a_row,
     in_words,
     is_held_out,
@@ -16,7 +15,6 @@ from speech.spoken_texts import (
     ordinal_in_words,
     piece_of,
     short_prose,
-    spoken_and_translated,
     write,
 )
 
@@ -68,16 +66,6 @@ def test_texts_are_in_spoken_form_and_split_by_their_letters(writer: object) -> 
     assert len(learnt) > 100 and all(map(is_held_out, kept))
 
 
-@pytest.mark.parametrize("language", SOURCE_LANGUAGES)
-def test_translations_follow_from_the_source_alone(language: str) -> None:
-    rng = random.Random(0)
-    pairs = {spoken_and_translated(rng, language=language) for _ in range(2000)}
-    assert len({source for source, _ in pairs}) == len(pairs)
-    assert all(truth == spoken_form(truth) and not any(c.isdigit() for c in truth) for _, truth in pairs)
-
-
 def test_what_there_is_no_text_for_is_refused() -> None:
-    with pytest.raises(UserError, match="expected one of German"):
-        spoken_and_translated(random.Random(0), language="Dutch")
     with pytest.raises(UserError, match="no text"):
         write(lambda rng: "always this", random.Random(0), held_out=not is_held_out("always this"))

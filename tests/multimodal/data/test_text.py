@@ -187,11 +187,10 @@ def test_stretching_holds_and_pauses() -> None:
 def form_of(question: list[int], answer: list[int]) -> str:
     """In which form a question holds its answer."""
     tokenizer = builtin_tokenizer()
-    asked = [f"<|begin_of_text|><|user|>{prompt} " for prompt in (REPEAT_PROMPT, TRANSLATE_PROMPT, BACKWARDS_PROMPT)]
-    said = tokenizer.decode(question)
+    prompts = [prompt.format(language="English") for prompt in (REPEAT_PROMPT, TRANSLATE_PROMPT)]
+    asked = [f"<|begin_of_text|><|user|>{prompt}" for prompt in (*prompts, BACKWARDS_PROMPT)]
+    said = tokenizer.decode(question).replace("> ", ">")
     begin = next(text for text in asked if said.startswith(text))
-    if begin != asked[2] and question == tokenizer.encode(begin + tokenizer.decode(answer), add_special_tokens=False):
-        return "as written"
     prompt = tokenizer.encode(begin, add_special_tokens=False)
     heard = question[len(prompt) :]
     assert question[: len(prompt)] == prompt
@@ -219,8 +218,8 @@ def test_what_is_to_be_repeated_is_what_is_asked() -> None:
         assert answer.pop() == tokenizer.eos_token_id
         assert min(answer) > max(tokenizer.all_special_ids)
         forms.add(form_of(document.ids[:middle], answer))
-        said.add(tokenizer.decode(answer))
-    assert forms == {"as written", "alone", "doubled", "stretched", "translated", "backwards"}
+        said.add(tokenizer.decode(answer).strip())
+    assert forms == {"alone", "doubled", "stretched", "translated", "backwards"}
     assert said & set(examples) and said & {spoken_form(s) for s in examples} and said > set(written)
 
 
@@ -231,7 +230,7 @@ def test_prose_is_drawn_in_windows_of_the_chunks() -> None:
     pairs = {pair for w in windows for pair in pairwise(w.ids)}
     for window in windows:
         assert window.ids[0] == tokenizer.bos_token_id and 6 < len(window.ids) <= 12
-        assert any(tokenizer.decode(window.ids[1:]) in text for text in TEXTS)
+        assert any(tokenizer.decode(window.ids[1:]) in f" {text}" for text in TEXTS)
         assert window.counts == [False] + [True] * (len(window.ids) - 1)
     for text in TEXTS:  # every token of every chunk has its turn
         ids = tokenizer.encode(text, add_special_tokens=False)
