@@ -84,13 +84,13 @@ def take_tokenizer(lm: LlamaForCausalLM, known: AnyTokenizer, new: AnyTokenizer)
     """Go over from one byte-level tokenizer to another (in place): entries of both keep their embeddings, the others
     begin with the mean of the pieces that they were.
     """
-    table_VD = lm.get_input_embeddings().weight.clone()
+    table_VD = lm.model.embed_tokens.weight.clone()
     split = known.backend_tokenizer.model.tokenize
     names = new.convert_ids_to_tokens(range(len(new)))
     vocabulary = known.get_vocab()
     rows = [[vocabulary[name]] if name in vocabulary else [piece.id for piece in split(name)] for name in names]
     lm.resize_token_embeddings(len(new), mean_resizing=False)
-    lm.get_input_embeddings().weight.copy_(torch.stack([table_VD[row].mean(0) for row in rows]))
+    lm.model.embed_tokens.weight.copy_(torch.stack([table_VD[row].mean(0) for row in rows]))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(lm.config, name, getattr(new, name))
         setattr(lm.generation_config, name, getattr(new, name))

@@ -4,12 +4,13 @@ python -m scripts.pretrain_decoder --config scripts/configs/decoder.yaml --text 
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from multimodal.config import dump, parse
@@ -84,6 +85,9 @@ class Config:
     context: int = 256
     """Tokens of a row."""
     shares: Shares = field(default_factory=Shares)
+    keep_of_start: float = 0.0
+    """With start: share of its weights in the mean with those learnt that is saved, so that what it knew is not lost
+    (Wortsman et al. 2021, arXiv 2109.01903). If above 0, embeddings stay as they were: those of rare tokens drift."""
     captions: str = ""
     """Captions to learn as text, from the train split of a source that `train_captioning` takes too; its dev split is
     measured."""
@@ -95,6 +99,12 @@ class Config:
     """Unseen sentences to copy and questions to answer in the final measurement; a fifth of it during training."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_of_start < 1:
+            raise UserError(f"--keep-of-start {self.keep_of_start}: expected 0 to below 1")
+        if not self.start and (self.new_tokenizer or self.keep_of_start):
+            raise UserError("--new-tokenizer and --keep-of-start are for a decoder to go on from; expected --start")
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Rows:
 
 
 REPEAT_ENGLISH = REPEAT_PROMPT.format(language="English")
-HARD_KINDS = ("relation", "relation", "relation", "position", "position", "count", "exists")
+HARD_KINDS = ("relation", "relation", "relation", "colour", "colour", "position", "count")
 """Questions that take a small decoder the longest, in the shares in which half of all questions are asked."""
 SCENE_TEXTS, SPOKEN_TEXTS, FOREIGN_TEXTS = 1_000, 6_000, 24_000
 """In the tokenizer's training: so many that their frequent words are one token, as speech wants them."""
@@ -224,6 +234,14 @@ def load_start(name: str) -> tuple[LlamaForCausalLM, AnyTokenizer]:
     return lm, tokenizer
 
 
+@torch.no_grad()
+def keep_start(lm: LlamaForCausalLM, before: Mapping[str, Tensor], *, share: float) -> None:
+    """Mean of the weights learnt and a share of those before (in place); embeddings are kept, unless the share is 0."""
+    for name, weight in lm.named_parameters():
+        kept = 1.0 if share and weight is lm.model.embed_tokens.weight else share
+        weight.lerp_(before[name], kept)
+
+
 def read_caption_texts(source: str, *, split: str) -> list[str]:
     """All captions of a split, tidied as in captioning."""
     records = read_captions(source, split=split)
@@ -280,6 +298,7 @@ def main() -> None:
     seen = sentences(prose)
     unseen = sorted(set(sentences(held_out)) - set(seen))
     lm, tokenizer = start_decoder(config, prose)
+    before = {name: weight.detach().clone() for name, weight in lm.named_parameters()}
     captions = read_caption_texts(config.captions, split="train") if config.captions else [""]
     others = unseen_captions(config.captions) if config.captions else []
     shares = config.shares
@@ -308,6 +327,7 @@ def main() -> None:
         ),
         config_yaml=dump(config),
     )
+    keep_start(lm, before, share=config.keep_of_start)
     write_decoder(lm.eval().to(torch.bfloat16), tokenizer, config.run_dir / "decoder")  # type: ignore[arg-type]
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()

@@ -22,7 +22,7 @@ from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, 
 from speech.conformer import Conformer, ConformerConfig
 from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
-from speech.encoder_training import TranscribedSamples, ctc_scores, fit_statistics, train_ctc
+from speech.encoder_training import TranscribedSamples, fit_statistics, train_ctc, train_transcribing
 from speech.features import LogMel
 from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import (
@@ -179,17 +179,15 @@ def align(
     """The stage of that name; what it did, with `ctc_wer` and `ctc_cer` on `dev`."""
     rates = {part: rate for part, rate in config.train.learning_rates.items() if part != "tokens"}
     settings, task = config.align.settings(config.train, rates=rates), AlignmentTask(model)
-    samples = TranscribedSamples(utterances, log_mel=task.log_mel, data=config.data)
-    return train(
-        task=task,
-        dataset=samples,
-        collate=task.collate,
-        config=settings,
+    return train_transcribing(
+        task,
+        TranscribedSamples(utterances, log_mel=task.log_mel, data=config.data),
+        dev,
+        data=config.data,
+        settings=settings,
         run_dir=config.run_dir / "align",
         resume=config.resume,
-        evaluate=(lambda step: ctc_scores(task, dev)) if dev else None,
         config_yaml=dump(config),
-        order=batches_by_seconds(samples.waveforms, config.data, settings),
     )
 
 

@@ -20,6 +20,7 @@ from multimodal.errors import UserError
 from multimodal.files import find_files
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
+from multimodal.train.task import Task
 from speech.audio import AUDIO_SUFFIXES
 from speech.augment import Augment
 from speech.best_rq import BestRQConfig, BestRQTask
@@ -286,6 +287,42 @@ def train_ctc(
     samples = TranscribedSamples(utterances, log_mel=log_mel, data=data)
     characters = Characters.of(u.text for u in samples.utterances)
     task = CTCTask(log_mel, encoder, characters=characters, augment=data.augment)
+    return train_transcribing(
+        task, samples, dev, data=data, settings=settings, run_dir=run_dir, resume=resume, config_yaml=config_yaml
+    )
+
+
+class Transcribes(Protocol):
+    """What writes transcripts of waveforms at the rate of its features."""
+
+    @property
+    def log_mel(self) -> SpeechFeatures: ...
+
+    def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]: ...
+
+
+class TranscribingTask(Task, Transcribes, Protocol):
+    """A task that learns from waveforms with their transcripts."""
+
+    def collate(self, samples: Sequence[tuple[Tensor, str]]) -> CTCBatch: ...
+
+
+def train_transcribing(
+    task: TranscribingTask,
+    samples: TranscribedSamples,
+    dev: Sequence[Utterance],
+    *,
+    data: SpeechDataConfig,
+    settings: TrainConfig,
+    run_dir: Path,
+    resume: bool,
+    config_yaml: str,
+) -> TrainResult:
+    """Train on transcripts; `ctc_wer` and `ctc_cer` on `dev` come with the result.
+
+    Raises:
+        UserError: anything the user can put right.
+    """
     return train(
         task=task,
         dataset=samples,
@@ -297,15 +334,6 @@ def train_ctc(
         config_yaml=config_yaml,
         order=batches_by_seconds(samples.waveforms, data, settings),
     )
-
-
-class Transcribes(Protocol):
-    """What writes transcripts of waveforms at the rate of its features."""
-
-    @property
-    def log_mel(self) -> SpeechFeatures: ...
-
-    def transcribe(self, waveforms: Sequence[Tensor]) -> list[str]: ...
 
 
 def ctc_scores(task: Transcribes, utterances: Sequence[Utterance], *, batch_size: int = 32) -> dict[str, float]:
