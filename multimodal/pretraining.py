@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM
 from multimodal.data.packing import IGNORE, PackedRows
 from multimodal.data.text import chat_document
 from multimodal.decoder_shape import DecoderShape
+from multimodal.errors import UserError
 from multimodal.tokenizer import AnyTokenizer
 
 
@@ -83,12 +84,19 @@ def start_alike(lm: LlamaForCausalLM, *, std: float = 0.06, outward: float = 0.3
 def take_tokenizer(lm: LlamaForCausalLM, known: AnyTokenizer, new: AnyTokenizer) -> None:
     """Go over from one byte-level tokenizer to another (in place): entries of both keep their embeddings, the others
     begin with the mean of the pieces that they were.
+
+    Raises:
+        UserError: the output layer has weights of its own, or the tokenizer known does not spell every byte.
     """
+    if not lm.config.tie_word_embeddings:
+        raise UserError("another tokenizer for a decoder whose output layer is not its embeddings: expected tied ones")
     table_VD = lm.model.embed_tokens.weight.clone()
     split = known.backend_tokenizer.model.tokenize
     names = new.convert_ids_to_tokens(range(len(new)))
     vocabulary = known.get_vocab()
     rows = [[vocabulary[name]] if name in vocabulary else [piece.id for piece in split(name)] for name in names]
+    if not all(rows):
+        raise UserError("another tokenizer for a decoder whose own is not byte-level BPE: expected one as Graft's")
     lm.resize_token_embeddings(len(new), mean_resizing=False)
     lm.model.embed_tokens.weight.copy_(torch.stack([table_VD[row].mean(0) for row in rows]))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -20,8 +20,8 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> AnyTokenizer:
     """Learn a byte-level BPE of `vocab_size` entries (bytes, merges and the special tokens together) from `texts`.
 
-    A space goes before every text, as in SentencePiece: a word is the same tokens at the start and in the middle. What
-    is decoded begins with that space.
+    A space goes before every text, and before what follows a special token, as in SentencePiece: a word is the same
+    tokens at the start and in the middle. What is decoded has that space.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Prepend(" ")

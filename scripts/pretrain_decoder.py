@@ -1,11 +1,12 @@
-"""Train the built-in decoder: prose, scenes in words with their captions and questions, and sentences to repeat.
+"""Train the built-in decoder: prose, scenes in words with their captions and questions, sentences to repeat, and
+numbers and dates of other languages to translate.
 
 python -m scripts.pretrain_decoder --config scripts/configs/decoder.yaml --text FOLDER --run-dir runs/decoder
 """
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -67,7 +68,12 @@ class Shares:
     clips: float = 0.02
     """Captions of clips, and questions about them."""
     foreign: float = 0.3
-    """Numbers, times and dates of other languages, to repeat and to translate."""
+    """Numbers, times and dates of other languages, to repeat and to translate (needs num2words)."""
+
+    def __post_init__(self) -> None:
+        shares = asdict(self)
+        if min(shares.values()) < 0 or not any(shares.values()):
+            raise UserError(f"shares {shares}: expected 0 or more, and one above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.keep_of_start < 1:
             raise UserError(f"--keep-of-start {self.keep_of_start}: expected 0 to below 1")
+        if self.shares.captions and not self.captions:
+            raise UserError(f"--shares.captions {self.shares.captions}: expected --captions to take them from")
         if not self.start and (self.new_tokenizer or self.keep_of_start):
             raise UserError("--new-tokenizer and --keep-of-start are for a decoder to go on from; expected --start")
 
@@ -167,15 +175,16 @@ def measure(
     *,
     context: int,
     count: int,
+    foreign: bool,
 ) -> dict[str, float]:
     """Perplexity on held-out prose and captions (if any), exact copies of unseen sentences as written and as a speech
     adapter hands them over (tokens held, with pauses), of digits so, what is said of numbers and dates in other
-    languages, held in the same way, and answers about unseen scenes in words."""
+    languages (if it learns them), held in the same way, and answers about unseen scenes in words."""
     rng = random.Random(1)
     digits = [digits_in_a_row(rng) for _ in range(count)]
     unseen = rng.sample(unseen, min(count, len(unseen)))
     copied = answers(lm, tokenizer, [f"{REPEAT_ENGLISH} {s}" for s in unseen])
-    sayings = [foreign_saying(rng, held_out=True) for _ in range(count)]
+    sayings = [foreign_saying(rng, held_out=True) for _ in range(count if foreign else 0)]
     answered = answers(lm, tokenizer, [held(tokenizer, asked, rng, prompt=prompt) for prompt, asked, _ in sayings])
     turns = [scene_question(rng, split="held_out") for _ in range(count)]
     said = answers(lm, tokenizer, [q for q, _ in turns], max_new_tokens=12)
@@ -186,7 +195,7 @@ def measure(
         "copy_exact": exact_share(copied, unseen),
         "copy_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in unseen]), unseen),
         "digits_held_exact": exact_share(answers(lm, tokenizer, [held(tokenizer, s, rng) for s in digits]), digits),
-        "foreign_held_exact": exact_share(answered, [answer for *_, answer in sayings]),
+        **({"foreign_held_exact": exact_share(answered, [answer for *_, answer in sayings])} if foreign else {}),
         "scene_question_accuracy": exact_share(said, [a for _, a in turns]),
     }
 
@@ -198,11 +207,11 @@ def held(tokenizer: AnyTokenizer, text: str, rng: random.Random, *, prompt: str 
 
 
 def new_tokenizer(config: Config, prose: list[str]) -> AnyTokenizer:
-    """A tokenizer learnt from the text."""
+    """A tokenizer learnt from the text and from generated text."""
     rng = random.Random(config.train.seed)
     scene_texts = ["\n".join(chain.from_iterable(scene_turns(rng))) for _ in range(SCENE_TEXTS)]
     spoken_texts = [to_repeat(rng) for _ in range(SPOKEN_TEXTS)]
-    foreign_texts = [foreign_saying(rng)[1] for _ in range(FOREIGN_TEXTS)]
+    foreign_texts = [foreign_saying(rng)[1] for _ in range(FOREIGN_TEXTS if config.shares.foreign else 0)]
     return train_tokenizer([*prose, *scene_texts, *spoken_texts, *foreign_texts], vocab_size=config.vocabulary)
 
 
@@ -260,6 +269,8 @@ def unseen_captions(source: str) -> list[str]:
 def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, minutes: float) -> str:
     """What the decoder is, what it was trained on, and what was measured."""
     texts = ", ".join(path.name for path in config.text)
+    foreign = [name for name in scores if "foreign" in name]
+    shares = ", ".join(f"{name} {share:g}" for name, share in asdict(config.shares).items() if share)
     captions = f", the train captions of {Path(config.captions).name}" if config.captions else ""
     lines = [
         "# Graft's built-in decoder" if not config.captions else "# Graft's decoder with captions",
@@ -268,9 +279,8 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         f"{shape.num_attention_heads} heads, {shape.num_key_value_heads} key/value heads, tied embeddings, "
         f"{shape.vocab_size} tokens, bf16.",
         "",
-        f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text: scenes in words with "
-        "captions and questions, sentences to repeat, and numbers, times and dates in German, French, Spanish and "
-        "Italian to repeat and to translate. A base for adapters; it knows nothing of the world.",
+        f"Trained for {minutes:.0f} minutes on {texts}{captions}, and on generated text (shares of documents: "
+        f"{shares}). A base for adapters; it knows nothing of the world.",
         "",
         "| measured on held-out text | |",
         "| --- | --- |",
@@ -278,8 +288,7 @@ def model_card(config: Config, shape: LlamaConfig, scores: dict[str, float], *, 
         f"| unseen sentences of 4 to 20 words copied exactly ({config.held_out}) | {scores['copy_exact']:.3f} |",
         f"| the same, tokens held for 1 to 3 positions, with pauses | {scores['copy_held_exact']:.3f} |",
         f"| 1 to 8 digits in words, held in the same way | {scores['digits_held_exact']:.3f} |",
-        f"| numbers, times and dates in four other languages, held so, translated or repeated | "
-        f"{scores['foreign_held_exact']:.3f} |",
+        *(f"| numbers and dates of other languages, held in the same way | {scores[name]:.3f} |" for name in foreign),
         f"| questions about a described scene ({config.held_out}) | {scores['scene_question_accuracy']:.3f} |",
         *(f"| perplexity per token on unseen captions | {scores[name]:.1f} |" for name in scores if "caption" in name),
         "",
@@ -301,7 +310,7 @@ def main() -> None:
     before = {name: weight.detach().clone() for name, weight in lm.named_parameters()}
     captions = read_caption_texts(config.captions, split="train") if config.captions else [""]
     others = unseen_captions(config.captions) if config.captions else []
-    shares = config.shares
+    shares, foreign = config.shares, config.shares.foreign > 0
     sources = [
         (shares.prose, prose_source(tokenizer, prose, length=config.context)),
         (shares.scenes, chat_source(tokenizer, scene_turns)),
@@ -323,7 +332,7 @@ def main() -> None:
         run_dir=config.run_dir,
         resume=config.resume,
         evaluate=lambda step: measure(
-            lm, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out // 5
+            lm, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out // 5, foreign=foreign
         ),
         config_yaml=dump(config),
     )
@@ -332,7 +341,9 @@ def main() -> None:
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()
     with torch.no_grad():
-        scores = measure(shipped, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out)
+        scores = measure(
+            shipped, tokenizer, held_out, unseen, others, context=config.context, count=config.held_out, foreign=foreign
+        )
     write_json(config.run_dir / "metrics.json", scores | {"train_seconds": result.seconds, "steps": result.steps})
     (config.run_dir / "decoder" / "README.md").write_text(
         model_card(config, shipped.config, scores, minutes=result.seconds / 60)

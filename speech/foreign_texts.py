@@ -21,8 +21,8 @@ _MONTHS = {
                 "ottobre", "novembre", "dicembre"),
 }
 # fmt: on
-SOURCE_LANGUAGES = ("German", "French", "Spanish", "Italian")
 _CODES = {"German": "de", "French": "fr", "Spanish": "es", "Italian": "it"}
+SOURCE_LANGUAGES = tuple(_CODES)
 _TIME = {
     "German": "{hour} Uhr {minute}",
     "French": "{hour} heures {minute}",
@@ -61,7 +61,7 @@ def foreign_and_english(rng: random.Random, *, language: str) -> tuple[str, str]
     """What to say in `language` and its English translation, both in words.
 
     Raises:
-        UserError: another language than `SOURCE_LANGUAGES`.
+        UserError: another language than `SOURCE_LANGUAGES`, or num2words is not installed.
     """
     if language not in SOURCE_LANGUAGES:
         raise UserError(f"translation from {language!r}: expected one of {', '.join(SOURCE_LANGUAGES)}")
@@ -84,7 +84,7 @@ def foreign_and_english(rng: random.Random, *, language: str) -> tuple[str, str]
 
 
 def draw_foreign(rng: random.Random, *, language: str, held_out: bool) -> tuple[str, str]:
-    """The first pair of `foreign_and_english` whose translation is, or is not, held out."""
+    """The first pair of `foreign_and_english` whose translation is, or is not, held out; raises as it does."""
     while True:
         source, truth = foreign_and_english(rng, language=language)
         if is_held_out(truth) == held_out:

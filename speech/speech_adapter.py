@@ -95,6 +95,6 @@ class SpeechAdapter(nn.Module):
         x_BEW = x_BEW + self.dropout(self.attention(self.norm_attention(x_BEW), valid_BE))
         x_BEW = x_BEW + self.feed_forward(x_BEW)
         # The norm's weight learns around 1: around the embeddings' few hundredths a step would be a large one.
-        norm = self.norm_out
+        norm = self.norm_out  # its weight may be kept in bf16
         x_BED = F.rms_norm(self.linear(x_BEW).float(), norm.normalized_shape, norm.weight.float(), norm.eps)
         return x_BED * self.embedding_rms

@@ -69,7 +69,7 @@ class SpeechDataConfig:
     """Built-in sentences in an epoch."""
     translations: int = 0
     """Built-in numbers, times and dates in other languages to translate into English in an epoch; as many of each
-    language are transcribed."""
+    language are transcribed, which alone is what CTC learns (needs num2words)."""
     dialogue: float = 0.0
     """Part of the utterances to transcribe, chosen by the seed, that are also to be replied to, without any prompt, as
     the decoder replies to their transcripts."""

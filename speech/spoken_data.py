@@ -90,7 +90,7 @@ def foreign_utterances(
     it is, and whatever languages are beside it, a language says the same.
 
     Raises:
-        UserError: a language that there is no text in.
+        UserError: a language that there is no text in, or num2words is not installed.
     """
     variants, made = TRAIN_VARIANTS if split == "train" else HELD_OUT_VARIANTS, []
     for number in range(count):

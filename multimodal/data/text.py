@@ -23,7 +23,7 @@ SayingWriter = Callable[[random.Random], tuple[str, str, str]]
 """Writes a prompt, what comes after it, and the answer."""
 REPEAT_PROMPT = "Repeat after me in {language}:"
 TRANSLATE_PROMPT = "Translate the following sentence into {language}:"
-"""The paper's, which name the language of the answer alone (Llama 3 paper, section 8.2 / spec B4)."""
+"""The paper's prompts name the language of the answer alone (Llama 3 paper, section 8.2 / spec B4)."""
 BACKWARDS_PROMPT = "Say it backwards:"
 CHUNK_CHARACTERS = 2000
 HELD_OUT_EVERY = 50

@@ -12,12 +12,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         groups: parameters as torch's optimizers take them, with all that is in a group beside them.
-        matrices: those of them that Muon trains; two-dimensional.
-        betas: AdamW's.
+        matrices: those that Muon trains, where they are in a group; two-dimensional.
+        betas, fused: AdamW's.
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], matrices: Iterable[torch.Tensor], *, betas: tuple[float, float]
+        self,
+        groups: Sequence[dict[str, Any]],
+        matrices: Iterable[torch.Tensor],
+        *,
+        betas: tuple[float, float],
+        fused: bool = False,
     ) -> None:
         chosen = {id(matrix) for matrix in matrices}
         # Each fills in its settings, in the very groups that are kept here.
@@ -27,12 +32,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         ]
         flat, others = ([group for group in some if group["params"]] for some in both)
         self._inner = [torch.optim.Muon(flat, adjust_lr_fn="match_rms_adamw")] if flat else []
-        self._inner += [torch.optim.AdamW(others, betas=betas)] if others else []
+        self._inner += [torch.optim.AdamW(others, betas=betas, fused=fused)] if others else []
         super().__init__([*flat, *others], {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            NotImplementedError: a closure is given.
+        """
+        if closure is not None:
+            raise NotImplementedError("Muon beside AdamW evaluates no closure")
         for inner in self._inner:
             # Groups and state are this one's, also where they come out of a checkpoint.
             of_muon = isinstance(inner, torch.optim.Muon)

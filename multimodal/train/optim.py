@@ -44,15 +44,15 @@ def freeze_and_select(task: Task, learning_rates: dict[str, float]) -> dict[str,
 def build_optimizer(
     task: Task, trained: dict[str, list[tuple[str, nn.Parameter]]], config: TrainConfig
 ) -> torch.optim.Optimizer:
-    """The optimizer of the settings, with two groups per part: matrices with weight decay, all else without. Groups
-    carry `part` and `peak`.
+    """The optimizer of the settings, with two groups per part: matrices with weight decay, all else without (Muon has
+    the weights of linear layers in groups of their own). Groups carry `part` and `peak`.
 
     Raises `UserError` if the settings ask for an optimizer that is not installed, or cannot do as they say.
     """
-    modules = task.modules() if isinstance(task, nn.Module) else ()
+    modules = list(task.modules()) if isinstance(task, nn.Module) else []
     embeddings = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
+    linear = [module.weight for module in modules if isinstance(module, nn.Linear)]
     groups: list[dict[str, Any]] = []
-    flat: list[nn.Parameter] = []
     for part, named in trained.items():
         peak = config.learning_rates[part]
         for decay in (True, False):
@@ -60,14 +60,13 @@ def build_optimizer(
             if members:
                 weight_decay = config.weight_decay if decay else 0.0
                 groups.append({"params": members, "lr": peak, "weight_decay": weight_decay, "part": part, "peak": peak})
-                flat += [p for p in members if decay and p.ndim == 2]
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     if config.optimizer == "muon":
         if config.master_weights != "fp32":
             raise UserError("--master-weights bf16 goes with adamw and adamw8bit; expected fp32 with --optimizer muon")
-        return MuonWithAdamW(groups, flat, betas=config.betas)
+        return MuonWithAdamW(groups, [p for p in linear if id(p) not in embeddings], betas=config.betas, fused=fused)
     if (config.optimizer, config.master_weights) != ("adamw", "fp32"):
         return low_memory_adamw(groups, config)
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
 
 

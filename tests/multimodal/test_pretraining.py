@@ -223,3 +223,11 @@ def test_a_tokenizer_is_taken_over_with_the_embeddings_of_what_both_know() -> No
     name = next(name for name in new.get_vocab() if name not in ids and name.startswith("Ġ"))
     pieces = known.encode(new.convert_tokens_to_string([name]).strip(), add_special_tokens=False)
     torch.testing.assert_close(after[new.get_vocab()[name]], before[pieces].mean(0))
+
+
+def test_decoders_whose_table_cannot_be_exchanged_are_refused() -> None:
+    known = builtin_tokenizer()
+    lm = SHAPE.build(known, context=64)
+    lm.config.tie_word_embeddings = False
+    with pytest.raises(UserError, match="expected tied ones"):
+        take_tokenizer(lm, known, known)

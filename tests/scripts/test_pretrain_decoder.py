@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaForCausalLM
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from scripts.pretrain_decoder import REPEAT_ENGLISH
+from scripts.pretrain_decoder import REPEAT_ENGLISH, keep_start
 from tests.scripts.conftest import Cli
 
 TEXT = "\n\n".join(
@@ -63,30 +64,19 @@ def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: 
     assert tokenizer.apply_chat_template(chat, tokenize=False).endswith(f"<|user|>{REPEAT_ENGLISH} a fox")
 
     # Go on from it, with captions as text.
-    more = [
-        "--start",
-        str(folder),
-        "--captions",
-        str(captions_folder),
-        "--weights",
-        "0",
-        "0",
-        "0.4",
-        "0.4",
-        "0.1",
-        "0.1",
-    ]
+    more = ["--start", str(folder), "--captions", str(captions_folder), "--shares.captions", "0.4"]
     flags = ["--text", str(text), "--run-dir", str(tmp_path / "more"), *SHORT]
     assert cli("pretrain_decoder", *flags, *more).status == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "more" / "decoder")) == len(tokenizer)
     assert json.loads((tmp_path / "more" / "metrics.json").read_text())["caption_perplexity"] > 1
     assert "unseen captions" in (tmp_path / "more" / "decoder" / "README.md").read_text()
 
-    # And once more, with a tokenizer of another size.
-    other = ["--start", str(folder), "--new-tokenizer", "--vocabulary", "300"]
-    flags = ["--text", str(text), "--run-dir", str(tmp_path / "other"), *SHORT]
+    # And once more, with a tokenizer of another size, without other languages, and keeping a half of what it was.
+    other = ["--start", str(folder), "--new-tokenizer", "--vocabulary", "300", "--shares.foreign", "0"]
+    flags = ["--text", str(text), "--run-dir", str(tmp_path / "other"), *SHORT, "--keep-of-start", "0.5"]
     assert cli("pretrain_decoder", *flags, *other).status == 0
     assert len(AutoTokenizer.from_pretrained(tmp_path / "other" / "decoder")) == 300
+    assert "foreign_held_exact" not in json.loads((tmp_path / "other" / "metrics.json").read_text())
 
 
 def test_captions_without_a_dev_split_are_learnt_and_not_measured(
@@ -107,3 +97,35 @@ def test_text_that_is_not_there_is_one_line(cli: Cli, tmp_path: Path) -> None:
     assert done.status == 2
     assert len(done.err.strip().splitlines()) == 1
     assert "none.txt" in done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--new-tokenizer"], "expected --start"),
+        (["--keep-of-start", "0.5"], "expected --start"),
+        (["--start", "builtin", "--keep-of-start", "1"], "expected 0 to below 1"),
+        (["--shares.captions", "1"], "expected --captions"),
+        (["--shares.prose", "-1"], "expected 0 or more"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_one_line(
+    cli: Cli, text: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    done = cli("pretrain_decoder", "--text", str(text), "--run-dir", str(tmp_path / "run"), *SHORT, *flags)
+    assert done.status == 2 and message in done.err
+    assert len(done.err.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_share_of_the_start_is_kept_and_its_embeddings() -> None:
+    lm = LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    before = {name: torch.zeros_like(weight) for name, weight in lm.named_parameters()}
+    learnt = {name: weight.detach().clone() for name, weight in lm.named_parameters()}
+    keep_start(lm, before, share=0.0)
+    assert all(torch.equal(weight, learnt[name]) for name, weight in lm.named_parameters())
+    keep_start(lm, before, share=0.25)
+    for name, weight in lm.named_parameters():
+        wanted = before[name] if "embed" in name else 0.75 * learnt[name]
+        torch.testing.assert_close(weight.detach(), wanted)

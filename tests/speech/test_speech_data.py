@@ -80,8 +80,13 @@ def test_built_in_speech_keeps_a_language_for_the_test() -> None:
     data = SpeechDataConfig(sentences=30, translations=60, test_count=8)
     train, sets = training_utterances(data, seed=0), evaluation_sets(data, seed=0)
     assert set(evaluation_sets(replace(data, dialogue=0.1), seed=0)) == {*sets, "dialogue"}
-    assert not [u for u in train if u.id.startswith("Italian")] and set(sets) == {"", "translation", "zero_shot"}
-    assert all(u.id.startswith("Italian") for u in sets["zero_shot"])
+    assert set(sets) == {"", "foreign", "translation", "zero_shot"}
+    translated = Counter(u.id.split()[0] for u in train if u.task == "translate")
+    assert translated == {"German": 20, "French": 20, "Spanish": 20}
+    transcribed = Counter(u.language for u in train if u.task == "transcribe")
+    assert transcribed == {"English": 30, "German": 20, "French": 20, "Spanish": 20, "Italian": 20}
+    assert {(u.id.split()[0], u.task) for u in sets["zero_shot"]} == {("Italian", "translate")}
+    assert {u.language for u in sets["foreign"]} == {"German", "French", "Spanish", "Italian"}
     assert not {u.text for u in train} & {u.text for found in sets.values() for u in found}
 
 

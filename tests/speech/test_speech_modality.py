@@ -195,7 +195,7 @@ def test_the_builtin_decoder_repeats_tokens_that_stand_in_the_place_of_speech(mo
     embeddings_ED = decoder.lm.get_input_embeddings()(torch.tensor(heard))
     monkeypatch.setattr(speech, "output_length", lambda samples: len(heard))
     monkeypatch.setattr(speech, "embeddings", lambda batch: embeddings_ED)
-    question = ask(f"{REPEAT} ", sound(1.0))
+    question = ask(REPEAT, sound(1.0))
     total, tokens = model.eval().loss(model.collate([model.sample(question, text)]))
     assert total.item() / tokens < 0.1
     assert model.generate([model.sample(question)], max_new_tokens=24) == [text]

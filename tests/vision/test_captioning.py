@@ -46,7 +46,7 @@ def images(model: MultimodalModel, folder: Path, split: str = "train") -> Captio
 
 def decoded(model: MultimodalModel, ids: Sequence[int]) -> str:
     known = [i for i in ids if i < model.decoder.vocab_size]
-    return str(model.tokenizer.decode(known, skip_special_tokens=True))
+    return str(model.tokenizer.decode(known, skip_special_tokens=True)).strip()
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------

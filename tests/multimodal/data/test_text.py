@@ -23,6 +23,7 @@ from multimodal.data.text import (
     prose_source,
     read_texts,
     repeat_source,
+    saying_source,
     sentences,
     split_prose,
     spoken_form,
@@ -267,3 +268,20 @@ def test_documents_are_functions_of_the_generator_alone() -> None:
     documents = [draw(first) for _ in range(30)]
     assert documents == [draw(second) for _ in range(30)]
     assert len({tuple(d.ids) for d in documents}) > 20
+
+
+def test_a_saying_is_asked_as_written_or_held_and_its_answer_alone_counts() -> None:
+    tokenizer = builtin_tokenizer()
+    said = ("Say it in English:", "der Fuchs sah", "the fox saw")
+    prompt, asked, answer = (tokenizer.encode(text, add_special_tokens=False) for text in said)
+    draw, rng = saying_source(tokenizer, lambda rng: said), random.Random(0)
+    heard: set[tuple[int, ...]] = set()
+    for _ in range(100):
+        document = draw(rng)
+        middle = document.ids.index(tokenizer.convert_tokens_to_ids("<|assistant|>"))
+        assert document.ids[2 : 2 + len(prompt)] == prompt
+        assert document.ids[middle + 1 :] == [*answer, tokenizer.eos_token_id]
+        assert document.counts == [i > middle for i in range(len(document.ids))]
+        heard.add(tuple(document.ids[2 + len(prompt) : middle]))
+        assert collapsed(list(document.ids[2 + len(prompt) : middle])) == asked
+    assert tuple(asked) in heard and len(heard) > 20

@@ -7,20 +7,28 @@ import torch
 from torch import nn
 
 from multimodal.errors import UserError
+from multimodal.train.config import TrainConfig
 from multimodal.train.muon import MuonWithAdamW
-from multimodal.train.optim import build_optimizer, freeze_and_select
+from multimodal.train.optim import build_optimizer, freeze_and_select, set_learning_rates
 from tests.multimodal.train.test_loop import assert_identical, final_tensors
 from tests.multimodal.train.test_low_memory import WideTask, config, run
+from tests.multimodal.train.test_optim import Task
 
 
-def test_only_matrices_are_muons() -> None:
-    task, settings = WideTask(), config(optimizer="muon", weight_decay=0.1)
+def test_the_weights_of_linear_layers_alone_are_muons() -> None:
+    task = Task()  # it has a norm, a table and positions too
+    task.body["convolution"] = nn.Conv1d(2, 2, 3)
+    settings = TrainConfig(
+        steps=10, batch_size=1, learning_rates={"body": 1e-3, "gates": 1e-2}, optimizer="muon", weight_decay=0.1
+    )
     optimizer = build_optimizer(task, freeze_and_select(task, settings.learning_rates), settings)
+    set_learning_rates(optimizer, 0.5)
     by_muon = [group for group in optimizer.param_groups if "ns_steps" in group]
-    assert [group["part"] for group in by_muon] == ["body"] and by_muon[0]["weight_decay"] == 0.1
-    assert [p is task.body[0].weight for p in by_muon[0]["params"]] == [True]
-    others = [p for group in optimizer.param_groups if "ns_steps" not in group for p in group["params"]]
-    assert len(others) == 5  # biases, the norm, and a head with one row
+    assert [(group["part"], group["lr"], group["weight_decay"]) for group in by_muon] == [("body", 5e-4, 0.1)]
+    assert [p is task.body["linear"].weight for p in by_muon[0]["params"]] == [True]
+    others = [id(p) for group in optimizer.param_groups if "ns_steps" not in group for p in group["params"]]
+    everything = {id(p) for named in task.parts().values() for _, p in named}
+    assert len(others) == len(set(others)) and {*others, id(task.body["linear"].weight)} == everything
 
 
 def test_steps_are_those_of_each_optimizer_alone() -> None:
