@@ -37,7 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-deps -e .
 	touch $@
 
-# The weights that come with Graft, built anew where they are missing: about three hours on two cores.
+# The weights that come with Graft, built anew where they are missing: about two and a half hours on two cores.
 decoder: $(DECODER)
 image-encoder: $(IMAGE_ENCODER)
 speech-encoder: $(SPEECH_ENCODER)

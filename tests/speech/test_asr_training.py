@@ -119,7 +119,7 @@ def test_dialogue_is_trained_judged_and_resumed_with_the_same_replies(
     flat = {"schedule": "constant", "warmup": 0}
     whole = config(folder, decoder_folder, tmp_path / "whole", steps=4, **flat)
     data = replace(whole.data, dialogue=0.5, silence=0.0)
-    whole = replace(whole, data=data, dialogue_loss=loss, max_new_tokens=4)  # type: ignore[arg-type]
+    whole = replace(whole, data=data, dialogue_loss=loss, max_new_tokens=12)  # type: ignore[arg-type]
     said: list[str] = []
     model, result = train_asr(whole, report=said.append)
     silent = without_reply(whole)
