@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from scripts.pretrain_decoder import REPEAT_ENGLISH, keep_start
+import scripts
+from multimodal.config import parse
+from scripts.pretrain_decoder import REPEAT_ENGLISH, Config, Shares, keep_start
 from tests.scripts.conftest import Cli
 
 TEXT = "\n\n".join(
@@ -129,3 +131,13 @@ def test_a_share_of_the_start_is_kept_and_its_embeddings() -> None:
     for name, weight in lm.named_parameters():
         wanted = before[name] if "embed" in name else 0.75 * learnt[name]
         torch.testing.assert_close(weight.detach(), wanted)
+
+
+@pytest.mark.parametrize("name", ["decoder.yaml", "flickr8k_decoder.yaml"])
+def test_shipped_recipes_are_understood(name: str) -> None:
+    recipe = str(Path(scripts.__path__[0]) / "configs" / name)
+    flags = ["--config", recipe, "--text", "books.txt", "--captions", "pictures", "--run-dir", "run"]
+    config = parse(Config, flags, description="")
+    assert (config.start == "", config.shares == Shares()) == (
+        (True, True) if name == "decoder.yaml" else (False, False)
+    )
