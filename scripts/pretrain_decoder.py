@@ -307,7 +307,7 @@ def main() -> None:
     seen = sentences(prose)
     unseen = sorted(set(sentences(held_out)) - set(seen))
     lm, tokenizer = start_decoder(config, prose)
-    before = {name: weight.detach().clone() for name, weight in lm.named_parameters()}
+    before = {name: w.detach().clone() for name, w in lm.named_parameters()} if config.keep_of_start else {}
     captions = read_caption_texts(config.captions, split="train") if config.captions else [""]
     others = unseen_captions(config.captions) if config.captions else []
     shares, foreign = config.shares, config.shares.foreign > 0
@@ -336,7 +336,8 @@ def main() -> None:
         ),
         config_yaml=dump(config),
     )
-    keep_start(lm, before, share=config.keep_of_start)
+    if before:
+        keep_start(lm, before, share=config.keep_of_start)
     write_decoder(lm.eval().to(torch.bfloat16), tokenizer, config.run_dir / "decoder")  # type: ignore[arg-type]
     # What ships is bf16 on disk and read as fp32: measure exactly that.
     shipped = LlamaForCausalLM.from_pretrained(config.run_dir / "decoder", dtype=torch.float32).eval()

@@ -22,7 +22,7 @@ from speech.asr import SpeechSamples, SpeechScores, all_metrics, evaluate_sets, 
 from speech.conformer import Conformer, ConformerConfig
 from speech.dialogue import DialogueLoss, with_replies, without_empty_replies
 from speech.encoder_folder import load_encoder, read_encoder_config
-from speech.encoder_training import TranscribedSamples, fit_statistics, train_ctc, train_transcribing
+from speech.encoder_training import TranscribedSamples, ctc_task, fit_statistics, train_transcribing
 from speech.features import LogMel
 from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import (
@@ -160,10 +160,10 @@ def _warm_start(
     config: AsrConfig, model: MultimodalModel, utterances: Sequence[Utterance], dev: Sequence[Utterance]
 ) -> None:
     speech = speech_of(model)
-    train_ctc(
-        speech.log_mel,
-        speech.encoder,
-        utterances,
+    task, samples = ctc_task(speech.log_mel, speech.encoder, utterances, data=config.data)
+    train_transcribing(
+        task,
+        samples,
         dev,
         data=config.data,
         settings=config.ctc_settings(),

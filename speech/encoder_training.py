@@ -267,29 +267,21 @@ def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WR
     return result
 
 
-def train_ctc(
+def ctc_task(
     log_mel: SpeechFeatures,
     encoder: Conformer | HubSpeechEncoder,
     utterances: Sequence[Utterance],
-    dev: Sequence[Utterance],
     *,
     data: SpeechDataConfig,
-    settings: TrainConfig,
-    run_dir: Path,
-    resume: bool,
-    config_yaml: str,
-) -> TrainResult:
-    """Fine-tune an encoder by CTC; its WER and CER on `dev` come with the result.
+) -> tuple[CTCTask, TranscribedSamples]:
+    """To fine-tune an encoder by CTC on the characters of transcripts: the task, and its samples.
 
     Raises:
-        UserError: anything the user can put right.
+        UserError: there is no utterance to transcribe.
     """
     samples = TranscribedSamples(utterances, log_mel=log_mel, data=data)
     characters = Characters.of(u.text for u in samples.utterances)
-    task = CTCTask(log_mel, encoder, characters=characters, augment=data.augment)
-    return train_transcribing(
-        task, samples, dev, data=data, settings=settings, run_dir=run_dir, resume=resume, config_yaml=config_yaml
-    )
+    return CTCTask(log_mel, encoder, characters=characters, augment=data.augment), samples
 
 
 class Transcribes(Protocol):
@@ -363,10 +355,10 @@ def pretrain_speech_encoder(config: SpeechEncoderConfig, *, writers: Sequence[Wr
     utterances = training_utterances(data, seed=seed, writers=writers)
     dev = dev_utterances(data, seed=seed, writers=writers)
     log_mel, encoder = build_encoder(config.encoder, config.weights, [(u.sound, u.id) for u in utterances], seed=seed)
-    result = train_ctc(
-        log_mel,
-        encoder,
-        utterances,
+    task, samples = ctc_task(log_mel, encoder, utterances, data=data)
+    result = train_transcribing(
+        task,
+        samples,
         dev,
         data=data,
         settings=config.train,

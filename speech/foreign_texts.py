@@ -5,6 +5,7 @@ from functools import cache
 
 from multimodal.data.text import REPEAT_PROMPT, TRANSLATE_PROMPT, spoken_form
 from multimodal.errors import UserError
+from speech.spoken import LANGUAGES
 from speech.spoken_texts import in_words, is_held_out, ordinal_in_words
 
 # fmt: off
@@ -21,8 +22,7 @@ _MONTHS = {
                 "ottobre", "novembre", "dicembre"),
 }
 # fmt: on
-_CODES = {"German": "de", "French": "fr", "Spanish": "es", "Italian": "it"}
-SOURCE_LANGUAGES = tuple(_CODES)
+SOURCE_LANGUAGES = tuple(language for language in LANGUAGES if language != "English")
 _TIME = {
     "German": "{hour} Uhr {minute}",
     "French": "{hour} heures {minute}",
@@ -54,7 +54,7 @@ def foreign_number(number: int, *, language: str, ordinal: bool = False) -> str:
         raise UserError(
             "num2words is not installed; numbers of other languages need it: pip install num2words"
         ) from None
-    return num2words(number, lang=_CODES[language], to="ordinal" if ordinal else "cardinal")
+    return num2words(number, lang=LANGUAGES[language], to="ordinal" if ordinal else "cardinal")
 
 
 def foreign_and_english(rng: random.Random, *, language: str) -> tuple[str, str]:

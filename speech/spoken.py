@@ -28,7 +28,7 @@ from speech.audio import SAMPLE_RATE
 from speech.resampling import resample
 
 LANGUAGES = {"English": "en-us", "German": "de", "French": "fr", "Spanish": "es", "Italian": "it"}
-"""What eSpeak calls the languages that the project speaks."""
+"""What eSpeak, and for all but English num2words, calls the languages that the project speaks."""
 ENGLISH_ACCENTS = (
     "en-us",
     "en-us-nyc",
