@@ -158,8 +158,10 @@ def answer_speech(
 def _score(texts: list[str], spoken: Sequence[Spoken]) -> Mapping[str, float]:
     truths = [one.utterance.wanted for one in spoken]
     if all(one.utterance.task == "dialogue" for one in spoken):
-        same = sum(text == truth for text, truth in zip(texts, truths, strict=True))
-        return {"exact": same / len(truths), "wer": word_error_rate(texts, truths)}
+        exact = sum(text == truth for text, truth in zip(texts, truths, strict=True)) / len(truths)
+        if not any(spoken_form(truth) for truth in truths):  # a decoder may reply with dots alone, or nothing
+            return {"exact": exact}
+        return {"exact": exact, "wer": word_error_rate(texts, truths)}
     if all(one.utterance.task == "translate" for one in spoken):
         return {
             "exact": exact_rate(texts, truths),
@@ -186,8 +188,8 @@ class SpeechScores:
 def evaluate_speech(
     model: MultimodalModel, spoken: Sequence[Spoken], *, seed: int = 0, batch_size: int = 32, **options: Any
 ) -> SpeechScores:
-    """WER and CER (of translations: exact match, WER, BLEU and chrF; of replies: exact match to the letter, and WER),
-    each beside its two controls: another's speech, and silence.
+    """WER and CER (of translations: exact match, WER, BLEU and chrF; of replies: exact match to the letter, and WER if
+    any has words), each beside its two controls: another's speech, and silence.
 
     Nobody is given the speech of one who says the same. Options are those of `generate`; `num_beams` 1 is greedy.
 

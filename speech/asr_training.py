@@ -241,6 +241,7 @@ def train_asr(
     data, seed = config.data, config.train.seed
     utterances = training_utterances(data, seed=seed, writers=writers)
     dev = dev_utterances(data, seed=seed, writers=writers)
+    sets = evaluation_sets(data, seed=seed, writers=writers)
     model = build_model(config, utterances)
     sha256, start = model.decoder.sha256(), model.modalities_sha256()
     report(f"a token of speech stands for {1000 * speech_of(model).embedding_seconds:g} ms")
@@ -261,7 +262,6 @@ def train_asr(
     trained = _stage(config, model, config.train, "joint", utterances, dev)
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
-    sets = evaluation_sets(data, seed=seed, writers=writers)
     options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
     result = AsrResult(trained, evaluate_sets(model, sets, seed=seed, **options))
     recipe: Mapping[str, Any] = {START: start} | asdict(config)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.quantization import quantization_of
 from multimodal.train.config import StageConfig
@@ -73,6 +74,15 @@ def test_the_decoder_stays_itself_and_a_saved_adapter_says_the_same(trained: Any
     assert again.evaluation.metrics() == known.evaluation.metrics()
     searched = evaluate_speech(loaded, spoken, max_new_tokens=8, num_beams=2)
     assert searched.evaluation.scores["wer"].score <= 0.2
+
+
+def test_a_test_set_that_cannot_be_read_is_refused_before_training(
+    folder: Path, decoder_folder: Path, tmp_path: Path
+) -> None:
+    wrong = config(folder, decoder_folder, tmp_path / "run")
+    with pytest.raises(UserError, match="tset"):
+        train_asr(replace(wrong, data=replace(wrong.data, test_split="tset")), report=lambda _: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, decoder_folder: Path, tmp_path: Path) -> None:

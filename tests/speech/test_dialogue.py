@@ -136,6 +136,15 @@ def test_replies_are_judged_to_the_letter_beside_both_controls(
     assert evaluate_speech(model, upper, max_new_tokens=LENGTH).metrics()["exact"] == 0
 
 
+def test_replies_without_words_have_no_word_error_rate(model: MultimodalModel, utterances: list[Utterance]) -> None:
+    silent = [
+        Spoken(replace(u, reply=Reply(text, ())), u.sound.waveform(16_000))
+        for u, text in zip(utterances[: len(TEXTS)], ("...", "", "?", "!"), strict=True)
+    ]
+    found = evaluate_speech(model, silent, max_new_tokens=LENGTH).metrics()
+    assert found["exact"] == 0 and "wer" not in found
+
+
 def test_a_set_of_dialogue_gets_its_replies_by_the_search_that_answers(
     model: MultimodalModel, utterances: list[Utterance]
 ) -> None:
