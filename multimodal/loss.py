@@ -107,17 +107,30 @@ def frozen_head_loss(
     return rows_loss(hidden_BTD[keep_BT], targets_N, head, chunk=chunk), len(targets_N)
 
 
-def rows_loss(hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor], *, chunk: int = 256) -> Tensor:
-    """Summed cross-entropy of positions that all carry loss; arguments as for `frozen_head_loss`."""
-    return _summed(hidden_ND, head, _cross_entropy(targets_N), chunk)
+def rows_loss(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    weights_N: Tensor | None = None,
+    chunk: int = 256,
+) -> Tensor:
+    """Summed cross-entropy of positions that all carry loss, each times its weight, which may be negative; the other
+    arguments as for `frozen_head_loss`.
+    """
+    return _summed(hidden_ND, head, _cross_entropy(targets_N, weights_N), chunk)
 
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """fp32 logits [n, V] of a chunk, and which of the N positions they are of -> summed loss."""
 
 
-def _cross_entropy(targets_N: Tensor) -> ChunkLoss:
-    return lambda logits_nV, rows: F.cross_entropy(logits_nV, targets_N[rows], reduction="sum")
+def _cross_entropy(targets_N: Tensor, weights_N: Tensor | None) -> ChunkLoss:
+    if weights_N is None:
+        return lambda logits_nV, rows: F.cross_entropy(logits_nV, targets_N[rows], reduction="sum")
+    return lambda logits_nV, rows: (
+        weights_N[rows] * F.cross_entropy(logits_nV, targets_N[rows], reduction="none")
+    ).sum()
 
 
 def _divergence(teacher_ND: Tensor, head: Callable[[Tensor], Tensor]) -> ChunkLoss:

@@ -9,6 +9,7 @@ CIDEr-D and BLEU come from pycocoevalcap, without its Java tokeniser (`caption_t
 
 import contextlib
 import io
+import math
 import random
 import re
 from collections import Counter, defaultdict
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from multimodal.errors import UserError
 
@@ -59,6 +61,49 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
     if not any(reference for several in gold.values() for reference in several):
         raise UserError("CIDEr-D: found no word in any reference, expected reference captions")
     return float(Cider().compute_score(gold, hypotheses)[0])
+
+
+class CiderD:
+    """CIDEr-D of captions one by one, 0 to 10 each, with the document frequencies of a corpus of their own.
+
+    Args:
+        corpus: the references of each of its pictures.
+
+    Raises:
+        UserError: fewer than two pictures, or one without a reference.
+    """
+
+    def __init__(self, corpus: Sequence[Sequence[str]]) -> None:
+        _check([""] * len(corpus), corpus, minimum=2, metric="CIDEr-D")
+        counted = _CorpusScorer(documents=len(corpus), frequency=Counter())
+        for references in corpus:
+            counted.cook_append(None, [_coco_text(text) for text in references])
+        counted.compute_doc_freq()
+        self._documents, self._frequency = len(corpus), counted.document_frequency
+
+    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """A score for each prediction against its own references."""
+        scorer = _CorpusScorer(documents=self._documents, frequency=self._frequency)
+        for text, several in zip(predictions, references, strict=True):
+            scorer.cook_append(_coco_text(text), [_coco_text(reference) for reference in several])
+        return [float(score) for score in scorer.compute_cider()]
+
+
+class _CorpusScorer(CiderScorer):
+    """The scorer of pycocoevalcap, which would take what it is given to score for the corpus."""
+
+    def __init__(self, *, documents: int, frequency: Counter[tuple[str, ...]]) -> None:
+        self._documents = documents
+        super().__init__()
+        self.document_frequency = frequency  # a Counter does not grow when it is asked for what it does not hold
+
+    @property
+    def ref_len(self) -> float:
+        """Logarithm of the number of documents."""
+        return math.log(self._documents)
+
+    @ref_len.setter
+    def ref_len(self, value: object) -> None: ...
 
 
 def bleu4(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -121,9 +166,13 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]], *, m
 def _coco_format(
     predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    hypotheses = {i: [" ".join(caption_tokens(text))] for i, text in enumerate(predictions)}
-    gold = {i: [" ".join(caption_tokens(text)) for text in several] for i, several in enumerate(references)}
+    hypotheses = {i: [_coco_text(text)] for i, text in enumerate(predictions)}
+    gold = {i: [_coco_text(text) for text in several] for i, several in enumerate(references)}
     return hypotheses, gold
+
+
+def _coco_text(text: str) -> str:
+    return " ".join(caption_tokens(text))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The two stages of image-adapter training: initial, then annealing at a higher tile resolution.
+"""The stages of image-adapter training: initial, then annealing at a higher tile resolution, then self-critical.
 
-Llama 3 paper, section 7.3 / spec A4.6. Annealing starts from the weights of the first stage with a fresh optimizer.
+Llama 3 paper, section 7.3 / spec A4.6; the last one, which it does not have, is told in `vision.self_critical`. Each
+starts from the weights of the one before with a fresh optimizer.
 """
 
 import random
@@ -14,12 +15,14 @@ from multimodal.config import dump
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
+from multimodal.metrics import CiderD
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
-from multimodal.train.loop import TrainResult, train
+from multimodal.train.loop import Collate, TrainResult, train
 from multimodal.train.precision import resolve_device, resolve_precision
+from multimodal.train.task import Task
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
@@ -27,6 +30,7 @@ from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
 from vision.scenes import SceneMix
+from vision.self_critical import ReferencedPictures, SelfCriticalTask
 from vision.tiling import Augment
 
 SCENES = "scenes"
@@ -73,6 +77,19 @@ class AnnealConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfCriticalConfig(StageConfig):
+    """The last stage, which raises CIDEr-D; 0 steps leave it out. Rates that are not named are a tenth of the first
+    stage's."""
+
+    draws: int = 5
+    """Captions that are drawn of each picture, and compared."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 2:
+            raise UserError(f"--self-critical.draws {self.draws}: expected 2 or more, which are compared")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptioningConfig:
     """Train an image adapter on a frozen decoder."""
 
@@ -89,6 +106,7 @@ class CaptioningConfig:
     adapter: ImageAdapterConfig = field(default_factory=ImageAdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     anneal: AnnealConfig = field(default_factory=AnnealConfig)
+    self_critical: SelfCriticalConfig = field(default_factory=SelfCriticalConfig)
     stretch: bool = False
     """Fill the tiles and ignore the aspect ratio, for pictures that were squashed to squares."""
     cache: Literal["auto", "off"] = "auto"
@@ -102,6 +120,13 @@ class CaptioningConfig:
     """Recompute activations in the backward pass to save memory."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.self_critical.steps and self.data.source == SCENES:
+            raise UserError(
+                f"--self-critical.steps {self.self_critical.steps}: built-in scenes have no captions by people to be "
+                "judged by; expected --data.source to be captioned pictures, or 0"
+            )
 
 
 def build_model(config: CaptioningConfig) -> MultimodalModel:
@@ -143,15 +168,17 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
             details=data.details,
             mix=data.mix,
         )
-    records = read_captions(data.source, split=data.train_split, columns=data.columns)
-    images = CaptionImages(
-        records,
+    return CaptionSamples(model, _training_pictures(model, data), captions=data.captions)
+
+
+def _training_pictures(model: MultimodalModel, data: DataConfig) -> CaptionImages:
+    return CaptionImages(
+        read_captions(data.source, split=data.train_split, columns=data.columns),
         model.modalities["image"].tiling,  # type: ignore[arg-type]
         on_error=data.on_error,
         augment=Augment(flip=data.flip, crop_scale=data.crop_scale),
         prepare=_image(model).prepare if _image(model).kept is not None else None,
     )
-    return CaptionSamples(model, images, captions=data.captions)
 
 
 def _image(model: MultimodalModel) -> ImageModality:
@@ -212,23 +239,32 @@ def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
 
 
 def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConfig, name: str) -> TrainResult:
-    dev = _dev_pictures(model, config.data)
+    """Train on captions, or, if the stage is the self-critical one, on what the model draws."""
+    data, dev = config.data, _dev_pictures(model, config.data)
 
     def evaluate(step: int) -> dict[str, float]:
         return evaluate_with_controls(model, dev, max_new_tokens=32).metrics()
 
     use_feature_cache(model, config, settings)
-    samples = training_data(model, config)
+    task: Task = model
+    collate: Collate = model.collate
+    if name == "self_critical":
+        pictures = _training_pictures(model, data)
+        samples: SampleSource = ReferencedPictures(model, pictures)
+        reward = CiderD([record.captions for record in pictures.records])
+        task, collate = SelfCriticalTask(model, reward, draws=config.self_critical.draws), list
+    else:
+        samples = training_data(model, config)
     result = train(
-        task=model,
+        task=task,
         dataset=samples,
-        collate=model.collate,
+        collate=collate,
         config=settings,
         run_dir=config.run_dir / name,
         resume=config.resume,
         evaluate=evaluate if dev else None,
         config_yaml=dump(config),
-        order=training_order(config.data, settings, samples=len(samples)),
+        order=training_order(data, settings, samples=len(samples)),
     )
     _image(model).use_cache(None)
     return result
@@ -237,7 +273,7 @@ def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConf
 def train_captioning(
     config: CaptioningConfig, *, report: Callable[[str], None] = print
 ) -> tuple[MultimodalModel, TrainResult]:
-    """Both stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
+    """All stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
 
     Raises:
         UserError: anything the user can put right.
@@ -252,6 +288,9 @@ def train_captioning(
         rates = {part: rate / 5 for part, rate in config.train.learning_rates.items()}
         settings = anneal.settings(config.train, rates=rates)
         result = _stage(config, model, settings, "anneal")
+    if config.self_critical.steps:
+        rates = {part: rate / 10 for part, rate in config.train.learning_rates.items()}
+        result = _stage(config, model, config.self_critical.settings(config.train, rates=rates), "self_critical")
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
     recipe: Mapping[str, Any] = {START: start} | asdict(config)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from multimodal.errors import UserError
 from multimodal.metrics import (
+    CiderD,
     Scores,
     bleu4,
     caption_tokens,
@@ -92,6 +93,19 @@ def test_cider_d_is_the_papers_formula() -> None:
 
     each = [sum(similarity(p, r) for r in rs) / len(rs) for p, rs in zip(predictions, CAPTIONS, strict=True)]
     assert cider_d(predictions, CAPTIONS) == pytest.approx(sum(each) / len(each))
+
+
+def test_captions_one_by_one_score_as_in_their_corpus_in_any_company() -> None:
+    predictions = ["a dog runs in the snow", "kids play on a swing", "a man on a rock"]
+    score = CiderD(CAPTIONS)
+    each = score(predictions, CAPTIONS)
+    assert sum(each) / 3 == pytest.approx(cider_d(predictions, CAPTIONS)) and len(set(each)) == 3
+    assert score(predictions[1:2] * 2, CAPTIONS[1:2] * 2) == [pytest.approx(each[1])] * 2
+    assert score(predictions[::-1], CAPTIONS[::-1]) == pytest.approx(each[::-1])
+    known = len(score._frequency)
+    assert score(["words that nobody has said"], CAPTIONS[:1]) == [0.0] and len(score._frequency) == known
+    with pytest.raises(UserError, match="at least 2"):
+        CiderD(CAPTIONS[:1])
 
 
 def test_nothing_is_printed_and_empty_captions_score_zero(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from vision.caption_training import (
     AnnealConfig,
     CaptioningConfig,
     DataConfig,
+    SelfCriticalConfig,
     build_model,
     read_asked,
     train_captioning,
@@ -103,6 +104,36 @@ def test_both_stages_train_measure_and_save(config: CaptioningConfig) -> None:
     assert len(learnt) > len(second) / 2
     plain = tiny_model(opened=False)
     assert not torch.equal(logits(again, size=24), logits(plain)) and again.decoder.sha256() == plain.decoder.sha256()
+
+
+def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningConfig) -> None:
+    settings = replace(
+        config,
+        train=replace(config.train, schedule="constant", warmup=0),
+        data=replace(config.data, dev_count=2),
+        self_critical=SelfCriticalConfig(steps=2, draws=3, learning_rates={"encoder": 0.0}),
+    )
+    model, result = train_captioning(settings)
+    folder = config.run_dir / "self_critical"
+    assert result.steps == 2 and "cider_d_blank" in result.metrics
+    tenth = {part: rate / 10 for part, rate in RATES.items() if part != "encoder"}
+    assert rates(folder) == [pytest.approx(tenth)] * 2
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert all(record["reward"] >= 0 for record in records if "loss" in record)
+    again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
+    assert torch.equal(logits(again), logits(model))
+    half = replace(settings.self_critical, steps=1)
+    first = replace(settings, run_dir=config.run_dir / "again", self_critical=half)
+    train_captioning(first)
+    resumed, _ = train_captioning(replace(first, self_critical=settings.self_critical, resume=True))
+    assert torch.equal(logits(resumed), logits(model))
+
+
+def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: CaptioningConfig) -> None:
+    with pytest.raises(UserError, match=r"--self-critical\.steps 2: built-in scenes have no captions by people"):
+        replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2))
+    with pytest.raises(UserError, match=r"--self-critical\.draws 1: expected 2 or more"):
+        SelfCriticalConfig(draws=1)
 
 
 def test_runs_of_one_start_point_can_be_averaged_and_others_not(config: CaptioningConfig, tmp_path: Path) -> None:

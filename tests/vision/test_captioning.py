@@ -206,8 +206,8 @@ def learn(step: Callable[[], torch.Tensor], parameters: Any, *, steps: int, **se
         optimizer.step()
 
 
-def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot() -> None:
-    """A decoder that knows eight captions by heart learns from pixels alone which of them to say."""
+def model_of_eight_captions() -> tuple[MultimodalModel, list[Asked]]:
+    """A new image adapter on a decoder that knows eight captions by heart, and the pictures that they belong to."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer([*COLOURS.values(), CAPTION_PROMPT] * 3, vocab_size=400)
     lm = decoder_for(tokenizer)
@@ -220,7 +220,18 @@ def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot
 
     model = MultimodalModel(FrozenDecoder(lm), tokenizer, decoder_name="tiny")
     model.add("image", CONFIG)
-    asked = asked_of(model, [Image.new("RGB", (TILE, TILE), colour) for colour in COLOURS], list(COLOURS.values()))
+    return model, asked_of(
+        model, [Image.new("RGB", (TILE, TILE), colour) for colour in COLOURS], list(COLOURS.values())
+    )
+
+
+def groups_of(model: MultimodalModel) -> list[dict[str, Any]]:
+    rates = {"adapter": 3e-3, "gates": 3e-2, "encoder": 2e-3, "tokens": 1e-3}
+    return [{"params": [p for _, p in named], "lr": rates[part]} for part, named in model.parts().items()]
+
+
+def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot() -> None:
+    model, asked = model_of_eight_captions()
     turns = Turns(model)
     samples = [Sample({"image": (one.image,)}, (turns(one.prompt, one.references[0]),)) for one in asked]
     batch, before = model.collate(samples), model.decoder.sha256()
@@ -229,9 +240,7 @@ def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot
         loss, tokens = model.loss(batch)
         return loss / tokens
 
-    rates = {"adapter": 3e-3, "gates": 3e-2, "encoder": 2e-3, "tokens": 1e-3}
-    groups = [{"params": [p for _, p in named], "lr": rates[part]} for part, named in model.parts().items()]
-    learn(step, groups, steps=120)
+    learn(step, groups_of(model), steps=120)
 
     result = evaluate_with_controls(model, asked, max_new_tokens=16)
     right = [said == one.references[0] for said, one in zip(result.predictions, asked, strict=True)]

@@ -1,0 +1,126 @@
+"""Self-critical training: its gradient is that of REINFORCE, and rewards alone teach which caption a picture has."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from multimodal.batch import Sample
+from multimodal.loss import IGNORE
+from multimodal.metrics import CiderD
+from multimodal.model import MultimodalModel
+from multimodal.turns import Turns
+from tests.tiny_models import picture, tiny_model
+from tests.vision.test_captioning import groups_of, images, learn, model_of_eight_captions
+from vision.caption_data import read_captions
+from vision.captioning import CAPTION_PROMPT, evaluate_with_controls
+from vision.self_critical import MAX_NEW_TOKENS, Referenced, ReferencedPictures, SelfCriticalTask, advantages
+
+REFERENCES = [("a fox on a hill", "the fox"), ("two dogs", "a dog and a dog")]
+DRAWS = 3
+
+
+@pytest.fixture(scope="module")
+def model() -> MultimodalModel:
+    """With open gates; not to be changed."""
+    return tiny_model()
+
+
+def asked_of(model: MultimodalModel) -> list[Referenced]:
+    turn = Turns(model)(CAPTION_PROMPT, None)
+    tiles = [model.modalities["image"].prepare(picture(seed=i)) for i in range(2)]  # type: ignore[operator]
+    return [Referenced(Sample({"image": (t,)}, (turn,)), r) for t, r in zip(tiles, REFERENCES, strict=True)]
+
+
+class Lengths(CiderD):
+    """A reward of each caption's own: its letters. Captions of a random decoder have no n-gram in common with any."""
+
+    def __init__(self) -> None: ...
+
+    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        return [float(len(text)) for text in predictions]
+
+
+class Alike(Lengths):
+    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        return [0.5] * len(predictions)
+
+
+def test_an_advantage_is_over_the_mean_of_the_others() -> None:
+    found = advantages(torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), draws=3)
+    assert found.tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0]
+    with pytest.raises(ValueError, match="1 captions of a picture; expected 2 or more"):
+        SelfCriticalTask(tiny_model(), Lengths(), draws=1)
+
+
+def test_the_gradient_is_that_of_reinforce(model: MultimodalModel) -> None:
+    asked = asked_of(model)
+    task = SelfCriticalTask(model, Lengths(), draws=DRAWS).train()
+    torch.manual_seed(5)
+    loss, count = task.loss(asked)
+    parameters = [p for _, named in model.parts().items() for _, p in named]
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    torch.manual_seed(5)
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": MAX_NEW_TOKENS, "num_return_sequences": DRAWS}
+    ids = model.generate_ids([one.asked for one in asked], **options)
+    rewards = [float(len(text)) for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    assert count == len(ids) == 2 * DRAWS and task.log_values()["reward"] == pytest.approx(sum(rewards) / count)
+    total = torch.zeros(())
+    for number, (caption, reward) in enumerate(zip(ids, rewards, strict=True)):
+        first = number // DRAWS * DRAWS
+        others = [rewards[i] for i in range(first, first + DRAWS) if i != number]
+        one = asked[number // DRAWS].asked
+        rows = model.collate([Sample(one.media, (replace(one.turns[0], answer=caption),))])
+        logits = model.decoder(rows.input_ids, rows.attention_mask, memory=model.memory(rows))
+        said = F.cross_entropy(logits[0], rows.targets[0], ignore_index=IGNORE, reduction="sum")
+        total = total + (reward - sum(others) / len(others)) * said
+    expected = torch.autograd.grad(total, parameters, allow_unused=True)
+    torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-3)
+    assert sum(g is not None and bool(g.any()) for g in expected) > 10
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * max(1.0, float(theirs.abs().max())))
+
+
+def test_captions_of_equal_reward_teach_nothing(model: MultimodalModel) -> None:
+    loss, _ = SelfCriticalTask(model, Alike(), draws=DRAWS).loss(asked_of(model))
+    found = torch.autograd.grad(loss, [p for _, p in model.parts()["adapter"]], allow_unused=True)
+    assert loss.item() == 0 and not any(g is not None and g.any() for g in found)
+
+
+def test_no_dropout_in_any_mode(model: MultimodalModel) -> None:
+    task = SelfCriticalTask(model, Lengths(), draws=2)
+    assert task.train().training and not any(module.training for module in model.modules())
+
+
+def test_pictures_come_with_their_captions(model: MultimodalModel, captions_folder: Path) -> None:
+    pictures = ReferencedPictures(model, images(model, captions_folder))
+    records = read_captions(captions_folder, split="train")
+    assert len(pictures) == len(records)
+    found = pictures.sample(1, random.Random(0))
+    assert found is not None and found.references == records[1].captions
+    assert found.asked.turns == (Turns(model)(CAPTION_PROMPT, None),) and len(found.asked.media["image"]) == 1
+
+
+def test_rewards_alone_teach_which_caption_a_picture_has() -> None:
+    model, asked = model_of_eight_captions()
+    references = [one.references for one in asked]
+    turn = Turns(model)(CAPTION_PROMPT, None)
+    batch = [Referenced(Sample({"image": (one.image,)}, (turn,)), one.references) for one in asked]
+    task = SelfCriticalTask(model, CiderD(references), draws=8).train()
+    before = evaluate_with_controls(model, asked, max_new_tokens=16).scores["cider_d"].score
+
+    def step() -> torch.Tensor:
+        loss, count = task.loss(batch)
+        return loss / count
+
+    torch.manual_seed(0)
+    learn(step, groups_of(model), steps=60)
+    scores = evaluate_with_controls(model, asked, max_new_tokens=16).scores["cider_d"]
+    assert scores.score > 4 > before and scores.score > 2 * scores.shuffled and scores.score > 2 * scores.blank
