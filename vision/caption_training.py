@@ -5,7 +5,7 @@ starts from the weights of the one before with a fresh optimizer.
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from multimodal.config import dump
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
-from multimodal.metrics import CiderD
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
@@ -30,7 +29,7 @@ from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
 from vision.scenes import SceneMix
-from vision.self_critical import ReferencedPictures, SelfCriticalTask
+from vision.self_critical import MAX_NEW_TOKENS, ReferencedPictures, SelfCriticalTask
 from vision.tiling import Augment
 
 SCENES = "scenes"
@@ -117,7 +116,8 @@ class CaptioningConfig:
     cache_gb: float = 10.0
     """At most so much, in 10^9 bytes."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Recompute activations in the backward pass to save memory (not those of an encoder of transformers in the
+    self-critical stage)."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
 
@@ -238,33 +238,65 @@ def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
     return asked
 
 
-def _stage(config: CaptioningConfig, model: MultimodalModel, settings: TrainConfig, name: str) -> TrainResult:
-    """Train on captions, or, if the stage is the self-critical one, on what the model draws."""
-    data, dev = config.data, _dev_pictures(model, config.data)
+@dataclass(frozen=True)
+class _Stage:
+    """One of the stages of a run."""
+
+    name: str
+    settings: TrainConfig
+    tile_size: int = 0
+    """Pixels of a tile from here on; 0 = as before."""
+
+
+def _stages(config: CaptioningConfig) -> list[_Stage]:
+    """Those that have steps, in order; all settings are made, and so checked, before the first."""
+    main, rates = config.train, config.train.learning_rates
+    stages = [_Stage("initial", main)]
+    if config.anneal.steps:
+        settings = config.anneal.settings(main, rates={part: rate / 5 for part, rate in rates.items()})
+        stages.append(_Stage("anneal", settings, config.anneal.tile_size))
+    if config.self_critical.steps:
+        settings = config.self_critical.settings(main, rates={part: rate / 10 for part, rate in rates.items()})
+        stages.append(_Stage("self_critical", settings))
+    for stage in stages:
+        if set(stage.settings.learning_rates) != set(rates):
+            raise UserError(
+                f"stage {stage.name} has learning rates for {', '.join(sorted(stage.settings.learning_rates))}; "
+                f"expected {', '.join(sorted(rates))}"
+            )
+        if stage.settings.keep_best and not config.data.dev_count:
+            raise UserError(
+                f"stage {stage.name} keeps the best {stage.settings.keep_best} of --data.dev-count 0; expected pictures"
+            )
+    return stages
+
+
+def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: Sequence[Asked]) -> TrainResult:
+    """Train one stage: on captions, or, if it is the self-critical one, on what the model draws."""
 
     def evaluate(step: int) -> dict[str, float]:
-        return evaluate_with_controls(model, dev, max_new_tokens=32).metrics()
+        return evaluate_with_controls(model, dev, max_new_tokens=MAX_NEW_TOKENS).metrics()
 
-    use_feature_cache(model, config, settings)
+    use_feature_cache(model, config, stage.settings)
     task: Task = model
     collate: Collate = model.collate
-    if name == "self_critical":
-        pictures = _training_pictures(model, data)
+    if stage.name == "self_critical":
+        pictures = _training_pictures(model, config.data)
         samples: SampleSource = ReferencedPictures(model, pictures)
-        reward = CiderD([record.captions for record in pictures.records])
-        task, collate = SelfCriticalTask(model, reward, draws=config.self_critical.draws), list
+        captions = [record.captions for record in pictures.records]
+        task, collate = SelfCriticalTask(model, captions, draws=config.self_critical.draws), list
     else:
         samples = training_data(model, config)
     result = train(
         task=task,
         dataset=samples,
         collate=collate,
-        config=settings,
-        run_dir=config.run_dir / name,
+        config=stage.settings,
+        run_dir=config.run_dir / stage.name,
         resume=config.resume,
         evaluate=evaluate if dev else None,
         config_yaml=dump(config),
-        order=training_order(data, settings, samples=len(samples)),
+        order=training_order(config.data, stage.settings, samples=len(samples)),
     )
     _image(model).use_cache(None)
     return result
@@ -278,19 +310,14 @@ def train_captioning(
     Raises:
         UserError: anything the user can put right.
     """
+    first, *others = _stages(config)
     model = build_model(config)
     sha256, start = model.decoder.sha256(), model.modalities_sha256()
-    result = _stage(config, model, config.train, "initial")
-    anneal = config.anneal
-    if anneal.steps:
-        if anneal.tile_size:
-            model.modalities["image"].resize_tiles(anneal.tile_size)  # type: ignore[operator]
-        rates = {part: rate / 5 for part, rate in config.train.learning_rates.items()}
-        settings = anneal.settings(config.train, rates=rates)
-        result = _stage(config, model, settings, "anneal")
-    if config.self_critical.steps:
-        rates = {part: rate / 10 for part, rate in config.train.learning_rates.items()}
-        result = _stage(config, model, config.self_critical.settings(config.train, rates=rates), "self_critical")
+    result = _run(first, config, model, _dev_pictures(model, config.data))
+    for stage in others:
+        if stage.tile_size:
+            _image(model).resize_tiles(stage.tile_size)
+        result = _run(stage, config, model, _dev_pictures(model, config.data))
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
     recipe: Mapping[str, Any] = {START: start} | asdict(config)

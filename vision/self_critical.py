@@ -10,7 +10,7 @@ Legend: C captions drawn in all, T tokens, N tokens of all of them, D decoder wi
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,27 @@ from multimodal.batch import Sample
 from multimodal.loss import IGNORE, rows_loss
 from multimodal.metrics import CiderD
 from multimodal.model import MultimodalModel
-from multimodal.turns import Turns
-from vision.caption_data import CaptionImages
-from vision.captioning import CAPTION_PROMPT
+from vision.captioning import CaptionSamples
 
 MAX_NEW_TOKENS = 32
+DRAW: dict[str, Any] = {
+    "do_sample": True,
+    "max_new_tokens": MAX_NEW_TOKENS,
+    # What is drawn from must be what is raised: nothing of what the decoder's own settings may ask for.
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+END = "endofcaption"
+"""A word after every caption that came to its end. Without it fragments such as "a dog on a" score best (Rennie et al.,
+appendix E)."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +50,8 @@ class Referenced:
     references: tuple[str, ...]
 
 
-class ReferencedPictures:
-    """Captioned pictures as samples that are asked for a caption. Arguments as of `CaptionSamples`."""
-
-    def __init__(self, model: MultimodalModel, images: CaptionImages, *, prompt: str = CAPTION_PROMPT) -> None:
-        self.images, self.prompt = images, prompt
-        self.turns = Turns(model)
-
-    def __len__(self) -> int:
-        return len(self.images)
+class ReferencedPictures(CaptionSamples):
+    """Captioned pictures as samples that are asked for a caption."""
 
     def sample(self, index: int, rng: random.Random) -> Referenced | None:
         found = self.images.sample(index, rng)
@@ -57,15 +66,19 @@ class SelfCriticalTask(nn.Module):
 
     Args:
         model: with an adapter that captions already: a random one draws nothing that is worth rewarding.
-        reward: CIDEr-D with the document frequencies of the training captions.
+        captions: those of each training picture, whose document frequencies CIDEr-D takes.
         draws: captions of each picture, 2 or more.
+
+    Raises:
+        UserError: captions of fewer than two pictures.
     """
 
-    def __init__(self, model: MultimodalModel, reward: CiderD, *, draws: int) -> None:
+    def __init__(self, model: MultimodalModel, captions: Sequence[Sequence[str]], *, draws: int) -> None:
         super().__init__()
         if draws < 2:
             raise ValueError(f"{draws} captions of a picture; expected 2 or more, which are compared")
-        self.model, self.reward, self.draws = model, reward, draws
+        self.model, self.draws = model, draws
+        self.reward = CiderD([_ended(several) for several in captions])
         self._mean_reward = 0.0
 
     def train(self, mode: bool = True) -> Self:
@@ -79,18 +92,17 @@ class SelfCriticalTask(nn.Module):
         return self.model.parts()
 
     def log_values(self) -> dict[str, float]:
-        """Mean reward of the newest batch, beside what the model says of itself."""
+        """Mean reward of the newest (micro-)batch, beside what the model says of itself."""
         return {"reward": self._mean_reward, **self.model.log_values()}
 
     def loss(self, batch: Sequence[Referenced]) -> tuple[Tensor, int]:
         """Minus the log-probability of each caption, times its advantage, summed; and the number of captions."""
         asked = [one.asked for one in batch]
-        ids = self.model.generate_ids(
-            asked, do_sample=True, top_k=0, num_return_sequences=self.draws, max_new_tokens=MAX_NEW_TOKENS
-        )
+        ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        references = [one.references for one in batch for _ in range(self.draws)]
-        reward_C = torch.tensor(self.reward(texts, references))
+        said = [f"{t} {END}" if len(one) < MAX_NEW_TOKENS else t for t, one in zip(texts, ids, strict=True)]
+        references = [_ended(one.references) for one in batch for _ in range(self.draws)]
+        reward_C = torch.tensor(self.reward(said, references))
         self._mean_reward = reward_C.mean().item()
         advantage_C = advantages(reward_C, draws=self.draws).to(self.model.device)
         return self._weighted(asked, ids, advantage_C), len(ids)
@@ -103,16 +115,18 @@ class SelfCriticalTask(nn.Module):
             for one in asked
         ]
         rows = self.model.collate(samples).to(self.model.device)
-        hidden_CTD = self.model.decoder.hidden(
-            rows.input_ids, rows.attention_mask, memory=self.model.memory(rows), inserted=self.model.inserted(rows)
-        )
+        # Nobody sees the padding, which is on the right: no mask.
+        hidden_CTD = self.model.decoder.hidden(rows.input_ids, memory=self.model.memory(rows))
         learnt_CT = rows.targets != IGNORE
-        weights_N = weight_C[:, None].expand_as(learnt_CT)[learnt_CT]
+        weights_N = weight_C.repeat_interleave(learnt_CT.sum(dim=1))
         return rows_loss(hidden_CTD[learnt_CT], rows.targets[learnt_CT], self.model.decoder.head, weights_N=weights_N)
+
+
+def _ended(captions: Sequence[str]) -> list[str]:
+    return [f"{caption} {END}" for caption in captions]
 
 
 def advantages(reward_C: Tensor, *, draws: int) -> Tensor:
     """How far each reward [C] is above the mean of the other `draws` - 1 of the same picture, which stand beside it."""
     of_each = reward_C.view(-1, draws)
-    others = (of_each.sum(dim=1, keepdim=True) - of_each) / (draws - 1)
-    return (of_each - others).flatten()
+    return ((of_each - of_each.mean(dim=1, keepdim=True)) * draws / (draws - 1)).flatten()

@@ -134,6 +134,14 @@ def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: Cap
         replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2))
     with pytest.raises(UserError, match=r"--self-critical\.draws 1: expected 2 or more"):
         SelfCriticalConfig(draws=1)
+    wrong = {
+        "stage self_critical has learning rates for .*enkoder": {"learning_rates": {"enkoder": 0.0}},
+        "stage self_critical keeps the best cider_d of --data.dev-count 0": {"keep_best": "cider_d"},
+    }
+    for message, settings in wrong.items():
+        with pytest.raises(UserError, match=message):
+            train_captioning(replace(config, self_critical=SelfCriticalConfig(steps=2, **settings)))  # type: ignore[arg-type]
+    assert not config.run_dir.exists()
 
 
 def test_runs_of_one_start_point_can_be_averaged_and_others_not(config: CaptioningConfig, tmp_path: Path) -> None:

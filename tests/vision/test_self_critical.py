@@ -1,7 +1,7 @@
 """Self-critical training: its gradient is that of REINFORCE, and rewards alone teach which caption a picture has."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.tiny_models import picture, tiny_model
 from tests.vision.test_captioning import groups_of, images, learn, model_of_eight_captions
 from vision.caption_data import read_captions
 from vision.captioning import CAPTION_PROMPT, evaluate_with_controls
-from vision.self_critical import MAX_NEW_TOKENS, Referenced, ReferencedPictures, SelfCriticalTask, advantages
+from vision.self_critical import DRAW, END, Referenced, ReferencedPictures, SelfCriticalTask, advantages
 
 REFERENCES = [("a fox on a hill", "the fox"), ("two dogs", "a dog and a dog")]
 DRAWS = 3
@@ -36,39 +36,41 @@ def asked_of(model: MultimodalModel) -> list[Referenced]:
     return [Referenced(Sample({"image": (t,)}, (turn,)), r) for t, r in zip(tiles, REFERENCES, strict=True)]
 
 
-class Lengths(CiderD):
-    """A reward of each caption's own: its letters. Captions of a random decoder have no n-gram in common with any."""
+def task_of(model: MultimodalModel, reward: Callable[[str], float], *, draws: int = DRAWS) -> SelfCriticalTask:
+    """With a reward of each caption's own: those of a random decoder have no n-gram in common with any."""
+    task = SelfCriticalTask(model, REFERENCES, draws=draws).train()
 
-    def __init__(self) -> None: ...
+    def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        return [float(reward(text)) for text in predictions]
 
-    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        return [float(len(text)) for text in predictions]
+    task.reward = score  # type: ignore[assignment]
+    return task
 
 
-class Alike(Lengths):
-    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        return [0.5] * len(predictions)
+def parameters_of(model: MultimodalModel) -> list[torch.nn.Parameter]:
+    return [p for _, named in model.parts().items() for _, p in named]
 
 
 def test_an_advantage_is_over_the_mean_of_the_others() -> None:
     found = advantages(torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0]), draws=3)
     assert found.tolist() == [1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0]
     with pytest.raises(ValueError, match="1 captions of a picture; expected 2 or more"):
-        SelfCriticalTask(tiny_model(), Lengths(), draws=1)
+        SelfCriticalTask(tiny_model(), REFERENCES, draws=1)
 
 
 def test_the_gradient_is_that_of_reinforce(model: MultimodalModel) -> None:
     asked = asked_of(model)
-    task = SelfCriticalTask(model, Lengths(), draws=DRAWS).train()
+    task = task_of(model, len)
     torch.manual_seed(5)
     loss, count = task.loss(asked)
-    parameters = [p for _, named in model.parts().items() for _, p in named]
+    parameters = parameters_of(model)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
 
     torch.manual_seed(5)
-    options = {"do_sample": True, "top_k": 0, "max_new_tokens": MAX_NEW_TOKENS, "num_return_sequences": DRAWS}
-    ids = model.generate_ids([one.asked for one in asked], **options)
-    rewards = [float(len(text)) for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    ids = model.generate_ids([one.asked for one in asked], num_return_sequences=DRAWS, **DRAW)
+    texts = model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    end = model.decoder.lm.generation_config.eos_token_id
+    rewards = [float(len(f"{t} {END}" if one[-1] == end else t)) for t, one in zip(texts, ids, strict=True)]
     assert count == len(ids) == 2 * DRAWS and task.log_values()["reward"] == pytest.approx(sum(rewards) / count)
     total = torch.zeros(())
     for number, (caption, reward) in enumerate(zip(ids, rewards, strict=True)):
@@ -89,13 +91,49 @@ def test_the_gradient_is_that_of_reinforce(model: MultimodalModel) -> None:
 
 
 def test_captions_of_equal_reward_teach_nothing(model: MultimodalModel) -> None:
-    loss, _ = SelfCriticalTask(model, Alike(), draws=DRAWS).loss(asked_of(model))
-    found = torch.autograd.grad(loss, [p for _, p in model.parts()["adapter"]], allow_unused=True)
+    loss, _ = task_of(model, lambda _: 0.5).loss(asked_of(model))
+    found = torch.autograd.grad(loss, parameters_of(model), allow_unused=True)
     assert loss.item() == 0 and not any(g is not None and g.any() for g in found)
 
 
+def test_the_whole_model_learns_in_bf16_too(model: MultimodalModel) -> None:
+    """Drawing casts the weights without gradient, and what autocast keeps of that must not stand in for them after."""
+    learnt = []
+    for bf16 in (False, True):
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, _ = task_of(model, len).loss(asked_of(model))
+        found = torch.autograd.grad(loss, parameters_of(model), allow_unused=True)
+        learnt.append([g is not None and bool(g.any()) for g in found])
+    assert learnt[0] == learnt[1] and sum(learnt[0]) > 10
+
+
+def test_what_the_decoder_would_rather_draw_changes_nothing(model: MultimodalModel) -> None:
+    settings = model.decoder.lm.generation_config
+    said: list[list[str]] = []
+    for wanted in ({}, {"temperature": 0.01, "top_p": 0.1, "repetition_penalty": 3.0, "num_beams": 2}):
+        before = {name: getattr(settings, name) for name in wanted}
+        settings.update(**wanted)
+        try:
+            torch.manual_seed(5)
+            said.append([])
+            task_of(model, lambda text: float(said[-1].append(text) or len(text))).loss(asked_of(model))
+        finally:
+            settings.update(**before)
+    assert said[0] == said[1] and len(set(said[0])) > 2
+
+
+def test_a_caption_that_is_cut_short_is_not_taken_for_a_whole_one() -> None:
+    score = SelfCriticalTask(tiny_model(), REFERENCES, draws=2).reward
+    references = [[f"{text} {END}" for text in REFERENCES[0]]] * 2
+    whole, cut = score([f"a fox on a hill {END}", "a fox on a"], references)
+    assert whole > cut
+    plain = CiderD(REFERENCES)(["a fox on a hill", "a fox on a"], [REFERENCES[0]] * 2)
+    assert cut / whole < plain[1] / plain[0]
+
+
 def test_no_dropout_in_any_mode(model: MultimodalModel) -> None:
-    task = SelfCriticalTask(model, Lengths(), draws=2)
+    task = SelfCriticalTask(model, REFERENCES, draws=2)
     assert task.train().training and not any(module.training for module in model.modules())
 
 
@@ -110,10 +148,9 @@ def test_pictures_come_with_their_captions(model: MultimodalModel, captions_fold
 
 def test_rewards_alone_teach_which_caption_a_picture_has() -> None:
     model, asked = model_of_eight_captions()
-    references = [one.references for one in asked]
     turn = Turns(model)(CAPTION_PROMPT, None)
     batch = [Referenced(Sample({"image": (one.image,)}, (turn,)), one.references) for one in asked]
-    task = SelfCriticalTask(model, CiderD(references), draws=8).train()
+    task = SelfCriticalTask(model, [one.references for one in asked], draws=8).train()
     before = evaluate_with_controls(model, asked, max_new_tokens=16).scores["cider_d"].score
 
     def step() -> torch.Tensor:
