@@ -46,7 +46,7 @@ def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
     sets = evaluation_sets(config.data, seed=config.seed, writers=ALL_WRITERS)
-    if "" not in sets:
+    if not sets:
         raise UserError("nothing to evaluate: expected --data.test-split to name a split with transcripts")
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
@@ -55,11 +55,12 @@ def main() -> None:
     scores = evaluate_sets(model, sets, seed=config.seed, batch_size=config.batch_size, **options)
     for name, found in scores.items():
         print(f"{name or 'test'}\n{found.evaluation}")
-    count = len(scores[""].evaluation.samples)
+    shown_set = next(iter(scores.values()))  # the main one, where there is one
+    count = len(shown_set.evaluation.samples)
     shown = random.Random(config.seed).sample(range(count), min(config.cards, count))
     report = asr_report(
         scores=scores,
-        cards=speech_cards(model, scores[""], shown),
+        cards=speech_cards(model, shown_set, shown),
         cards_note=f"{len(shown)} of {count} utterances, chosen by seed {config.seed}",
         run=RunFacts(
             title=f"Speech recognition of {config.data.source}",

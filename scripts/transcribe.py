@@ -93,7 +93,15 @@ def main() -> None:
 def find_sources(config: Config) -> dict[Path, Path | bytes]:
     """What the user named: files by themselves; none where the microphone is wanted."""
     if config.microphone is None:
-        return {file: file for file in find_files(config.recordings, AUDIO_SUFFIXES, what="sound")}
+        files = find_files(config.recordings, AUDIO_SUFFIXES, what="sound")
+        first: dict[str, Path] = {}
+        for file in files if config.output is not None and config.format != "jsonl" else ():
+            if (other := first.setdefault(file.stem, file)) != file:
+                raise UserError(
+                    f"{other} and {file} would both be written as {file.stem}.{config.format}; expected files of "
+                    "different names, or one folder at a time"
+                )
+        return {file: file for file in files}
     if config.recordings:
         raise UserError(f"--microphone beside {config.recordings[0]}: expected either a microphone or recordings")
     return {}

@@ -262,11 +262,13 @@ def train_asr(
     trained = _stage(config, model, config.train, "joint", utterances, dev)
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")
+    recipe: Mapping[str, Any] = {START: start} | asdict(config)
+    adapter = config.run_dir / "adapter"
+    model.save_pretrained(adapter, recipe=recipe, metrics=trained.metrics)  # whatever becomes of the test
     options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
     result = AsrResult(trained, evaluate_sets(model, sets, seed=seed, **options))
-    recipe: Mapping[str, Any] = {START: start} | asdict(config)
-    model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=trained.metrics | result.metrics())
+    model.save_pretrained(adapter, recipe=recipe, metrics=trained.metrics | result.metrics())
     if trained.skipped:
         report(f"{trained.skipped} samples with broken recordings were skipped")
-    report(f"adapter saved in {config.run_dir / 'adapter'} ({trained.steps} steps, {trained.seconds:.0f} s)")
+    report(f"adapter saved in {adapter} ({trained.steps} steps, {trained.seconds:.0f} s)")
     return model, result

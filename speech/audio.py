@@ -29,7 +29,8 @@ SAMPLE_RATE = 16_000
 LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
 AUDIO_SUFFIXES = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".webm", ".mp4", ".mpg", ".mkv", ".mov"
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aiff", ".webm", ".mp4", ".mpg", ".mkv", ".mov",
+    ".avi",
 )  # fmt: skip
 """Files of a folder that are taken for sound."""
 EXPECTED = "expected sound (WAV, FLAC, Ogg, MP3, M4A or a video with a sound track)"

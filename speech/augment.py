@@ -9,6 +9,7 @@ Legend: B batch, S samples, T frames, C mel channels, M masks.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Augment:
     """One of them is drawn for each utterance; speed and pitch change together, as on a tape."""
     noise_chance: float = 0.3
     """Share of the utterances that get noise."""
+    noise_folder: Path | None = None
+    """Recordings of noise, one of which is drawn each time; None: white noise."""
     noise_snr_db: tuple[float, float] = (10.0, 40.0)
     """Range of the signal-to-noise ratio, drawn evenly in decibels."""
     time_masks: int = 2

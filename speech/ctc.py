@@ -29,8 +29,8 @@ class CTCLoss:
 
 def frames_needed(targets_BU: Tensor, target_lengths_B: Tensor) -> Tensor:
     """Least frames [B] in which targets fit: one for each token, and one for the blank between two equal ones."""
-    equal_BU = (targets_BU[:, 1:] == targets_BU[:, :-1]) & frame_mask(target_lengths_B - 1, targets_BU.shape[1] - 1)
-    return target_lengths_B + equal_BU.sum(dim=1)
+    equal_BU = targets_BU[:, 1:] == targets_BU[:, :-1]
+    return target_lengths_B + (equal_BU & frame_mask(target_lengths_B - 1, equal_BU.shape[1])).sum(dim=1)
 
 
 def ctc_loss(

@@ -3,11 +3,14 @@
 `read_transcripts` is the one door to them.
 """
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from multimodal.data.tables import (
     hashed_split,
+    is_all_of_split,
     manifest_lines,
     manifest_texts,
     read_table,
@@ -34,9 +37,13 @@ from speech.transcript_rows import (
 from speech.transcripts_hub import languages_of, read_speech_hub
 from speech.utterance import FileSound, Sound, Utterance
 
+log = logging.getLogger(__name__)
+
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl")
 AUDIO_FOLDERS = ("clips", "audio", "wav", "wavs", "recordings")
+COMMON_VOICE_NAMES = {"language": "locale", "speaker": "client_id"}
 EXPECTED = "expected a transcript table"
+_LIBRISPEECH_SPLIT = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?")
 
 
 def read_transcripts(
@@ -97,7 +104,7 @@ def _read_files(path: Path, split: str, columns: SpeechColumns) -> list[tuple[Ro
         raise UserError(f"{table}: {'not a table' if table.is_file() else 'no such file or folder'}; {EXPECTED}")
     else:
         rows, named = _table_rows(table, columns), table
-    whole = table is not None and table.stem in split_names(split)
+    whole = table is not None and is_all_of_split(table, split, declared=any(row.split for row in rows))
     roots = _roots(path if table is None else table.parent)
     return [(row, _sound(row, roots)) for row in (rows if whole else _of_split(rows, split, named))]
 
@@ -112,20 +119,29 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _table_rows(table: Path, columns: SpeechColumns) -> list[Row]:
-    optional = _optional(columns)
     if table.suffix == ".jsonl":
         lines = manifest_lines(table, expected=EXPECTED)
-        return [_manifest_row(item, f"{table}, line {number}", columns) for number, item in lines]
+        return _worded([_manifest_row(item, f"{table}, line {number}", columns) for number, item in lines], table)
     text = read_text(table, expected=EXPECTED)
     header = [name.strip().lower() for name in text.split("\n", 1)[0].split(table_delimiter(text))]
     audio = columns.audio or first_of(AUDIO_NAMES, header)
     said = columns.text or first_of(TEXT_NAMES, header)
+    optional = [name if name in header else COMMON_VOICE_NAMES.get(name, name) for name in _optional(columns)]
     rows = read_table(table, text, required=(audio, said), optional=optional)
-    return [
+    found = [
         Row(f"{table}, line {number}", cells[audio], cells[said], *(cells.get(name, "") for name in optional))
         for number, cells in rows
         if cells[audio]
     ]
+    return _worded(found, table)
+
+
+def _worded(rows: list[Row], table: Path) -> list[Row]:
+    """Those that say something, with a warning if there are others: speech is not to be learnt as silence."""
+    found = [row for row in rows if row.text or row.translation]
+    if len(found) < len(rows):
+        log.warning("%s: %d lines without a text left out", table, len(rows) - len(found))
+    return found
 
 
 def _optional(columns: SpeechColumns) -> tuple[str, ...]:
@@ -140,8 +156,10 @@ def _manifest_row(item: dict[str, object], where: str, columns: SpeechColumns) -
     audio = text(*([columns.audio] if columns.audio else AUDIO_NAMES))
     if not audio:
         raise UserError(f"{where}: no {columns.audio or AUDIO_NAMES[0]!r}; keys found: {', '.join(item) or 'none'}")
-    said = text(*([columns.text] if columns.text else TEXT_NAMES))
-    return Row(where, audio, said, *map(text, _optional(columns)))
+    names = [columns.text] if columns.text else TEXT_NAMES
+    if not any(name in item for name in (*names, columns.translation)):
+        raise UserError(f"{where}: no {names[0]!r}; keys found: {', '.join(item)}")
+    return Row(where, audio, text(*names), *map(text, _optional(columns)))
 
 
 def _rows_of_folder(folder: Path) -> list[Row]:
@@ -156,11 +174,12 @@ def _rows_of_folder(folder: Path) -> list[Row]:
 
 
 def _librispeech_rows(path: Path, folder: Path) -> Iterator[Row]:
+    official = next((part for part in reversed(path.parts) if _LIBRISPEECH_SPLIT.fullmatch(part)), "")
     for number, line in enumerate(read_text(path, expected=EXPECTED).splitlines(), start=1):
         name, _, text = line.partition(" ")
         if name:
             audio = (path.parent / name).relative_to(folder)
-            yield Row(f"{path}, line {number}", str(audio), text, speaker=name.split("-")[0])
+            yield Row(f"{path}, line {number}", str(audio), text, speaker=name.split("-")[0], split=official)
 
 
 def _grid_rows(folder: Path) -> Iterator[Row]:
@@ -174,12 +193,17 @@ def _grid_rows(folder: Path) -> Iterator[Row]:
 def _of_split(rows: list[Row], split: str, path: Path) -> list[Row]:
     declared = sorted({row.split for row in rows if row.split})
     wanted = split_names(split)
-    kept = [row for row in rows if (row.split if declared else hashed_split(row.audio)) in wanted]
+    kept = [row for row in rows if _is_of(row.split if declared else hashed_split(row.audio), wanted)]
     if not kept:
         raise UserError(
             f"{path}: no utterances of split {split!r}; splits found: {', '.join(declared) or 'none named'}"
         )
     return kept
+
+
+def _is_of(split: str, wanted: Sequence[str]) -> bool:
+    """LibriSpeech's dev-clean and dev-other are dev."""
+    return split in wanted or (bool(_LIBRISPEECH_SPLIT.fullmatch(split)) and split.split("-")[0] in wanted)
 
 
 def _roots(folder: Path) -> list[Path]:

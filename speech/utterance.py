@@ -20,12 +20,16 @@ from torch import Tensor
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.kept import Kept
 from multimodal.errors import UserError
-from multimodal.files import open_container
-from speech.audio import read_audio
+from multimodal.files import find_files, open_container
+from speech.audio import AUDIO_SUFFIXES, read_audio, read_blocks
 from speech.augment import Augment, augment_waveform
 
 LONGEST_SECONDS = 60.0
 """An utterance is no longer (Llama 3 paper, section 8.1 / spec B1, B2.1)."""
+HEADER_SLACK = 1.0
+"""Seconds by which a header may overstate what is there."""
+NOISE_SECONDS = 60.0
+"""Of each recording of noise so much is kept in memory."""
 
 SpeechTask = Literal["transcribe", "translate", "dialogue"]
 
@@ -60,6 +64,22 @@ class FileSound:
 
     def waveform(self, rate: int) -> Tensor:
         return read_audio(self.path, rate=rate)
+
+    def part(self, rate: int, *, start: int, samples: int) -> Tensor:
+        """So many samples [S] of the waveform from `start` on, fewer at its end, in the memory of some blocks.
+
+        Raises:
+            UserError: as `waveform`, or it ends before.
+        """
+        parts, passed = [], 0
+        for block_S in read_blocks(self.path, rate=rate):
+            parts.append(block_S[max(0, start - passed) : max(0, start + samples - passed)])
+            passed += len(block_S)
+            if passed >= start + samples:
+                break
+        if passed <= start:
+            raise UserError(f"{self.path}: ends after {passed / rate:.1f} s; expected {self.seconds:.1f} s, as it says")
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -229,6 +249,9 @@ class Waveforms:
         self.heard_seconds = heard_seconds
         self._memory = SoundMemory(rate=rate, megabytes=keep_mb)
         self._broken = BrokenSamples(on_error=on_error, what="recordings")
+        self._said: dict[int, float] = {}  # seconds of files by their headers
+        folder = None if augment is None else augment.noise_folder
+        self._noises = [] if folder is None else read_noises(folder, rate=rate)
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -253,15 +276,35 @@ class Waveforms:
 
     def _read(self, index: int, rng: random.Random) -> Tensor:
         sound, name = self.sounds[index]
-        longest_seconds = min(LONGEST_SECONDS, self.heard_seconds)
-        waveform_S, most = self._memory(sound), round(longest_seconds * self.rate)
-        if len(waveform_S) > most:
-            if self.longest == "refuse":
-                seconds = len(waveform_S) / self.rate
-                raise UserError(f"{name}: {seconds:.0f} s; expected an utterance of at most {longest_seconds:.0f} s")
-            start = rng.randrange(len(waveform_S) - most + 1)
-            waveform_S = waveform_S[start : start + most]
+        most_seconds = min(LONGEST_SECONDS, self.heard_seconds)
+        most = round(most_seconds * self.rate)
+        if index not in self._said:
+            self._said[index] = sound.seconds if isinstance(sound, FileSound) else 0.0
+        if isinstance(sound, FileSound) and (seconds := self._said[index]) > most_seconds + HEADER_SLACK:
+            self._refuse(name, seconds, most_seconds)
+            start = rng.randrange(round(seconds * self.rate) - most)
+            waveform_S = sound.part(self.rate, start=start, samples=most)  # of hours, no more is ever in memory
+        else:
+            waveform_S = self._memory(sound)
+            if len(waveform_S) > most:
+                self._refuse(name, len(waveform_S) / self.rate, most_seconds)
+                start = rng.randrange(len(waveform_S) - most + 1)
+                waveform_S = waveform_S[start : start + most]
         if self.augment is None:
             return waveform_S
-        changed_S = augment_waveform(waveform_S, settings=self.augment, rng=rng)
+        changed_S = augment_waveform(waveform_S, settings=self.augment, rng=rng, noises=self._noises)
         return changed_S if len(changed_S) <= self.heard_seconds * self.rate else waveform_S
+
+    def _refuse(self, name: str, seconds: float, most: float) -> None:
+        if self.longest == "refuse":
+            raise UserError(f"{name}: {seconds:.0f} s; expected an utterance of at most {most:.0f} s")
+
+
+def read_noises(folder: Path, *, rate: int) -> list[Tensor]:
+    """The beginnings [S] of all recordings in a folder and below it.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    files = find_files([str(folder)], AUDIO_SUFFIXES, what="sound")
+    return [FileSound(file).part(rate, start=0, samples=round(NOISE_SECONDS * rate)) for file in files]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multimodal.data.broken import BrokenSamples, OnError
-from multimodal.data.tables import split_names
+from multimodal.data.tables import is_all_of_split, split_names
 from multimodal.errors import UserError
 from multimodal.hub_names import is_hub_name
 from vision.caption_hub import read_hub
@@ -84,8 +84,7 @@ def read_captions(
         rows = manifest_rows(table, columns)
     else:
         rows = table_rows(table, columns, flickr8k_splits(table.parent))
-    # A file that is named after a split, found for that split, is all of it.
-    whole = split is not None and table.stem in split_names(split)
+    whole = is_all_of_split(table, split, declared=any(row.split for row in rows))
     return assemble(rows, table, split=None if whole else split, images=images, missing=missing)[:limit]
 
 

@@ -5,14 +5,28 @@ The controls of an evaluation are made here too: frames in reverse order, the mi
 Legend: F frames, N tiles of all frames, S tile side in pixels, L tokens of all frames, C feature width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vision.encoder import ImageFeatures
 from vision.tiling import Grid, TileBatch, Tiles
+
+FrameOrder = Callable[[Sequence[Any]], list[Any]]
+"""As many frames as are given, in another order."""
+
+
+def backwards(frames: Sequence[Any]) -> list[Any]:
+    """The frames in the opposite order."""
+    return list(reversed(frames))
+
+
+def middle_frame(frames: Sequence[Any]) -> list[Any]:
+    """The frame in the middle of the clip at every moment."""
+    return [frames[len(frames) // 2]] * len(frames)
 
 
 @dataclass(frozen=True)
@@ -55,14 +69,9 @@ class ClipFrames:
         """The same frames as the encoder's features."""
         return replace(self, frames=features.split(), encoded=True)
 
-    def reversed(self) -> "ClipFrames":
-        """The control: at the same moments, the same frames in the opposite order."""
-        return replace(self, grids=self.grids[::-1], frames=self.frames[::-1], key="")
-
-    def middle_frame(self) -> "ClipFrames":
-        """The control: the frame in the middle of the clip at every moment."""
-        middle, count = len(self) // 2, len(self)
-        return replace(self, grids=(self.grids[middle],) * count, frames=(self.frames[middle],) * count, key="")
+    def reordered(self, order: FrameOrder) -> "ClipFrames":
+        """The control: at the same moments, the frames in that order."""
+        return replace(self, grids=tuple(order(self.grids)), frames=tuple(order(self.frames)), key="")
 
     def blank(self, tile_size: int) -> "ClipFrames":
         """The control: as many frames with nothing on them."""

@@ -9,11 +9,12 @@
 | GRID | `transcripts.tsv` (id, split, text) and `clips/` |
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from multimodal.data.tables import parse_json, read_text, split_names
+from multimodal.data.tables import is_all_of_split, parse_json, read_text, split_names
 from multimodal.errors import UserError
 from vision.clip_question import QuestionedClip
 from vision.clip_tables import (
@@ -26,6 +27,9 @@ from vision.clip_tables import (
     table_clip_rows,
 )
 from vision.grid import grid_rows
+
+_PUBLISHED = re.compile(r"(?:mc_question_|all_)?([a-z]+?)(?:_qa|_q)?")
+"""What the tables of the public sets are called, around the name of the split."""
 
 
 def read_clips(source: str | Path, *, split: str | None = None) -> list[QuestionedClip]:
@@ -53,11 +57,11 @@ def read_clips(source: str | Path, *, split: str | None = None) -> list[Question
             raise UserError(
                 f"{path}: no such table or folder; expected a folder of clips, or {', '.join(TABLE_READERS)}"
             )
-    # A file that is named after a split, found for that split, is all of it.
-    whole = split is not None and any(
-        table.stem.startswith((name, f"mc_question_{name}", f"all_{name}")) for name in split_names(split)
+    rows, named = reader(table), _PUBLISHED.fullmatch(table.stem)
+    whole = is_all_of_split(
+        table, split, named_after=named[1] if named else None, declared=any(row.split for row in rows)
     )
-    return assemble_clips(reader(table), table, split=None if whole else split, folders=(folder, folder.parent))
+    return assemble_clips(rows, table, split=None if whole else split, folders=(folder, folder.parent))
 
 
 def _find_layout(folder: Path, split: str | None) -> tuple[ClipReader, Path]:

@@ -111,18 +111,21 @@ def question_of(values: Mapping[str, Any], where: str) -> ClipQuestion:
 
 def with_options(question: ClipQuestion, values: Mapping[str, Any], where: str) -> ClipQuestion:
     """The question with the options that its row offers, if any, and with an option's text for its number or letter."""
-    numbered = [values[key] for key in values if re.fullmatch(r"a\d+", str(key))]
-    listed = values.get("options") or numbered
-    texts = listed.split(OPTION_SEPARATOR) if isinstance(listed, str) else listed
-    options = tuple(dict.fromkeys(str(text).strip() for text in texts if str(text).strip()))
+    numbered = {int(str(key)[1:]): values[key] for key in values if re.fullmatch(r"a\d{1,3}", str(key))}
+    given = values.get("options") or [numbered.get(number, "") for number in range(max(numbered, default=-1) + 1)]
+    texts = given.split(OPTION_SEPARATOR) if isinstance(given, str) else given
+    listed = [str(text).strip() for text in texts]
+    options = tuple(dict.fromkeys(text for text in listed if text))
     if not options:
         return question
     answer = question.answer
     if answer not in options or numbered or isinstance(values.get("answer"), int):
+        # Numbers and letters count options as they stand, the equal and empty ones among them.
         number = int(answer) if answer.isdecimal() else ascii_lowercase.find(answer.lower()) if len(answer) == 1 else -1
-        if not 0 <= number < len(options):
+        told = listed[number] if 0 <= number < len(listed) else answer
+        if told not in options:
             raise UserError(f"{where}: answer {answer!r} is not among the options {', '.join(options)}")
-        answer = options[number]
+        answer = told
     return ClipQuestion(question.kind, question.question, answer, options=options, also_right=question.also_right)
 
 

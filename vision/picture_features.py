@@ -55,6 +55,12 @@ class PictureBatch:
         return PictureBatch(tuple(moved(picture) for picture in self.pictures))
 
 
+def encoder_key(encoder: ImageEncoder | HubImageEncoder) -> str:
+    """All of an encoder that its features depend on: weights that are equal give others with other heads or taps."""
+    shape = encoder.model.config.to_json_string() if isinstance(encoder, HubImageEncoder) else encoder.config
+    return cache_key(weights_sha256(encoder), shape, encoder.tap_layers, encoder.tile_size)
+
+
 class PictureFeatures:
     """Features of pictures that are files, by one frozen encoder, kept on disk (spec A5.5).
 
@@ -70,7 +76,7 @@ class PictureFeatures:
     ) -> None:
         self.encoder, self.tiling, self.cache = encoder, tiling, cache
         self.precision: Precision = precision
-        self._base = cache_key(weights_sha256(encoder), tiling, precision)
+        self._base = cache_key(encoder_key(encoder), tiling, precision)
 
     def prepare(self, source: PictureSource) -> Tiles | EncodedPicture:
         """A picture as features if they are kept already, else as tiles; without a key if it is no file.

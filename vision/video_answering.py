@@ -14,7 +14,7 @@ from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from multimodal.wordnet import find_wordnet
 from multimodal.wups import Likeness, wups
-from vision.clip_frames import ClipFrames
+from vision.clip_frames import ClipFrames, FrameOrder, backwards, middle_frame
 from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
 
@@ -86,31 +86,28 @@ def ask_clips(model: MultimodalModel, clips: Sequence[QuestionedClip], *, choice
     return [AskedClip(clip.clip, clip.name, question) for clip, question in pairs]
 
 
-Change = Callable[[ClipFrames], ClipFrames]
-
-
 def answer_clips(
     model: MultimodalModel,
     asked: Sequence[AskedClip],
     media_from: Sequence[int | None] | None = None,
     *,
-    change: Change = lambda frames: frames,
+    order: FrameOrder | None = None,
     batch_size: int,
     **options: Any,
 ) -> list[str]:
-    """What the model says, each sample shown the clip of sample `media_from[i]` (None: blank), changed as asked for."""
+    """What the model says, each shown the clip of sample `media_from[i]` (None: blank), its frames in `order`."""
     modality: Any = model.modalities["video"]
     turns = Turns(model, kind="video")
     shown = range(len(asked)) if media_from is None else media_from
 
     def sample(one: AskedClip, source: int | None, frames: ClipFrames) -> Sample:
-        frames = modality.blank(frames) if source is None else change(frames)
+        frames = modality.blank(frames) if source is None else frames
         return Sample({"video": (frames,)}, (turns(one.question.question, None),))
 
     pairs = list(zip(asked, shown, strict=True))
     clips = [(one if source is None else asked[source]).clip for one, source in pairs]
     # Threads read the clips of the next batch while the model answers about this one.
-    read = read_ahead(clips, modality.prepare, ahead=2 * batch_size)
+    read = read_ahead(clips, functools.partial(modality.prepare, order=order), ahead=2 * batch_size)
     samples = (sample(*pair, clip.result()) for pair, (_, clip) in zip(pairs, read, strict=True))
     return model.generate_all(samples, batch_size=batch_size, **options)
 
@@ -155,8 +152,8 @@ def evaluate_clips(
     wordnet = find_wordnet()
     likeness = None if wordnet is None else Likeness(wordnet)
 
-    def answer(media_from: Sequence[int | None] | None = None, **change: Change) -> list[str]:
-        return answer_clips(model, asked, media_from, **change, batch_size=batch_size, **options)  # type: ignore[arg-type]
+    def answer(media_from: Sequence[int | None] | None = None, *, order: FrameOrder | None = None) -> list[str]:
+        return answer_clips(model, asked, media_from, order=order, batch_size=batch_size, **options)
 
     return with_controls(
         lambda texts, samples: score_answers(texts, samples, name=name, likeness=likeness),
@@ -165,8 +162,8 @@ def evaluate_clips(
         random.Random(f"controls/{seed}"),
         media_of=lambda one: one.name,
         others={
-            MIDDLE: lambda _: answer(change=ClipFrames.middle_frame),
-            REVERSED: lambda _: answer(change=ClipFrames.reversed),
+            MIDDLE: lambda _: answer(order=middle_frame),
+            REVERSED: lambda _: answer(order=backwards),
         },
     )
 

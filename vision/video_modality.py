@@ -4,8 +4,10 @@ Llama 3 paper, section 7.3 / spec A5. A clip takes one token of the prompt. Its 
 image modality, without gradient, a few at a time: what is kept of a clip is its features.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +18,20 @@ from multimodal.data.feature_cache import FeatureCache, cache_key, file_key
 from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import decoder_sizes
 from multimodal.errors import UserError
-from multimodal.hashing import weights_sha256
 from multimodal.memory import AdapterMemory
 from multimodal.train.precision import autocast, resolve_precision
 from vision.clip import ClipSource, read_clip
-from vision.clip_frames import ClipBatch, ClipFrames, join_features
+from vision.clip_frames import ClipBatch, ClipFrames, FrameOrder, join_features
 from vision.clip_motion import neighbours_as_colours
 from vision.cross_layers import gate_values, split_gates
 from vision.encoder import ImageFeatures
 from vision.image_modality import ImageModality
+from vision.picture_features import encoder_key
 from vision.temporal_aggregator import TemporalAggregatorConfig
 from vision.tiling import Tiling
 from vision.video_adapter import VideoAdapter, VideoAdapterConfig
+
+log = logging.getLogger(__name__)
 
 KEPT_DTYPE = torch.bfloat16
 """Of frame features: rounded whether or not they are cached, so that a cache changes no loss."""
@@ -106,6 +110,8 @@ class VideoModality(nn.Module):
         )
         self.cache: FeatureCache | None = None
         self._cache_base = ""
+        self._noted: set[str] = set()
+        """Damaged clips that were told of."""
 
     @classmethod
     def create(
@@ -138,26 +144,39 @@ class VideoModality(nn.Module):
         self.cache = cache
         precision = resolve_precision("auto", next(self.image.encoder.parameters()).device)
         self._cache_base = cache_key(
-            weights_sha256(self.image.encoder), self.tiling, self.config.frames, self.config.motion, precision
+            encoder_key(self.image.encoder), self.tiling, self.config.frames, self.config.motion, precision
         )
 
-    def prepare(self, source: ClipSource, *, between: tuple[float, float] | None = None) -> ClipFrames:
+    def prepare(
+        self,
+        source: ClipSource,
+        *,
+        between: tuple[float, float] | None = None,
+        order: FrameOrder | None = None,
+    ) -> ClipFrames:
         """A clip's sampled frames, as cached features if there are any, else as tiles.
 
         Args:
             source: as for `read_clip`.
             between: start and end in seconds of a part that is shown as a clip of its own; None: all of it.
+            order: of the frames, in a control; None: as they are. Where neighbours become colours they do so after it.
 
         Raises:
             UserError: it cannot be read, or has no frame in that part.
         """
-        key = "" if self.cache is None else file_key(self._cache_base, source, *(between or ()))
+        if order is not None and not self.config.motion:
+            return self.prepare(source, between=between).reordered(order)
+        key = "" if self.cache is None or order is not None else file_key(self._cache_base, source, *(between or ()))
         if self.cache is not None and key and (found := self.cache.load(key)) is not None:
             frames = found["tokens"].split(found["lengths"].tolist())
             grids = tuple((rows, columns) for rows, columns in found["grids"].tolist())
             return ClipFrames(grids, found["times"], frames, encoded=True)
         clip = read_clip(source, count=self.config.frames)
-        pictures = neighbours_as_colours(clip.frames) if self.config.motion else clip.frames
+        if clip.note and str(source) not in self._noted:
+            self._noted.add(str(source))
+            log.warning("%s: %s", source if isinstance(source, str | Path) else "a clip", clip.note)
+        pictures = clip.frames if order is None else order(clip.frames)
+        pictures = neighbours_as_colours(pictures) if self.config.motion else pictures
         shown, positions = range(len(pictures)), clip.positions
         if between is not None:
             start, end = between

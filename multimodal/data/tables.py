@@ -19,6 +19,29 @@ def split_names(split: str) -> tuple[str, ...]:
     return (split, *(name for name in names if name != split))
 
 
+def is_all_of_split(table: Path, split: str | None, *, named_after: str | None = None, declared: bool) -> bool:
+    """Whether every line of a table is of a split, because the file is named after it: train.tsv, for train.
+
+    Args:
+        split: None asks for all lines, whatever the file is called.
+        named_after: what counts as its name; None: that of the file.
+        declared: whether the lines name splits themselves.
+
+    Raises:
+        UserError: it is named after another split, and its lines name none: to divide it would be to test on what is
+            learnt.
+    """
+    name = table.stem if named_after is None else named_after
+    if split is None or name in split_names(split):
+        return split is not None
+    if not declared and any(name in names for names in SPLIT_NAMES):
+        raise UserError(
+            f"{table}: named after split {name!r}; expected a table for {split!r} beside it, a column that names "
+            "splits, or another file name, to have it divided"
+        )
+    return False
+
+
 def hashed_split(name: str) -> str:
     """The split of a medium whose table names none: 90 % train, 5 % dev, 5 % test, by its name alone."""
     part = zlib.crc32(name.encode()) % 100

@@ -176,7 +176,11 @@ class _Run:
             self._count(data, weight=weight, seconds=now - started)
             log.step(self._record(data, loss=loss, norm=norm, weight=weight, seconds=now - begin, waited=waited))
             if self.evaluate is not None and self._due(self.config.eval_every):
-                self._evaluate(self.evaluate, log)
+                try:
+                    self._evaluate(self.evaluate, log)
+                except UserError:
+                    self._save()  # with other held-out data, --resume goes on from here
+                    raise
             if self._due(self.config.save_every):
                 self._save()
 

@@ -154,6 +154,9 @@ def test_transcripts_of_files_and_of_silence(cli: Cli, speech_adapter: Path, tmp
     assert ended.status == 0 and "broken.wav: not sound" in ended.err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["loud.vtt", "quiet.vtt"]
     assert (tmp_path / "out" / "quiet.vtt").read_text() == "WEBVTT\n" and loud.exists()
+    save(tmp_path / "more" / "loud.wav", tone(4))
+    ended = cli("transcribe", tmp_path, "--adapter", speech_adapter, *options)
+    assert ended.status == 2 and "loud.wav would both be written as loud.vtt" in ended.err, ended.err
 
 
 def test_what_the_microphone_hears_is_transcribed(

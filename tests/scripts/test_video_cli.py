@@ -88,9 +88,9 @@ def test_answers_are_those_of_the_model(cli: Cli, tmp_path: Path, adapter: Path)
         "answer_video", a, b, "--images", tmp_path / "p.png", *flags, "--attention", tmp_path / "deep" / "s.png"
     )
     assert ended.status == 0 and ended.out.strip() == expected
-    if expected:
-        with Image.open(tmp_path / "deep" / "s.png") as image:
-            image.verify()
+    assert expected
+    with Image.open(tmp_path / "deep" / "s.png") as image:
+        image.verify()
 
 
 def test_training_writes_numbers_and_resumes(cli: Cli, tmp_path: Path, recipe: Path) -> None:

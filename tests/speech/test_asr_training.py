@@ -85,6 +85,18 @@ def test_a_test_set_that_cannot_be_read_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_test_that_is_refused_leaves_the_adapter(
+    folder: Path, decoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError("nothing to shuffle")
+
+    monkeypatch.setattr("speech.asr_training.evaluate_sets", refuse)
+    with pytest.raises(UserError, match="nothing to shuffle"):
+        train_asr(config(folder, decoder_folder, tmp_path, steps=1), report=lambda _: None)
+    assert "audio" in MultimodalModel.from_pretrained(tmp_path / "adapter", device="cpu").modalities
+
+
 def test_stopped_and_resumed_is_the_same_to_the_bit(folder: Path, decoder_folder: Path, tmp_path: Path) -> None:
     flat = {"schedule": "constant", "warmup": 0}
     whole = config(folder, decoder_folder, tmp_path / "whole", steps=4, **flat)

@@ -61,6 +61,7 @@ def test_a_target_that_cannot_fit_is_left_out_and_counted() -> None:
     targets = torch.tensor([[0, 0, 0], [0, 1, 2], [1, 2, 0]])
     lengths, target_lengths = torch.tensor([4, 3, 4]), torch.tensor([3, 3, 2])
     assert frames_needed(targets, target_lengths).tolist() == [5, 3, 2]
+    assert frames_needed(targets[:, :0], torch.zeros(3, dtype=torch.long)).tolist() == [0, 0, 0]
     loss = head.loss(hidden, lengths, targets, target_lengths)
     fitting = head.loss(hidden[1:], lengths[1:], targets[1:], target_lengths[1:])
     torch.testing.assert_close(loss.total, fitting.total)

@@ -62,7 +62,7 @@ def test_a_recording_becomes_timed_text_and_silence_becomes_nothing(model: Multi
     spoken = save(tmp_path / "talk.wav", talk(BURSTS, seconds=20), rate=RATE)
     segments = list(transcribe(model, spoken, longest_seconds=4, batch_size=2, max_new_tokens=4))
     alone = list(transcribe(model, spoken.read_bytes(), longest_seconds=4, batch_size=1, max_new_tokens=4))
-    assert segments == alone and all(segment.text and segment.start < segment.end for segment in segments)
+    assert segments == alone and segments and all(segment.text and segment.start < segment.end for segment in segments)
     quiet = save(tmp_path / "quiet.wav", torch.zeros(3 * RATE), rate=RATE)
     assert list(transcribe(model, quiet)) == []
 

@@ -68,6 +68,39 @@ def test_more_than_a_minute_is_cropped_or_refused(tmp_path: Path) -> None:
         Waveforms([(long, "long")], rate=1_000, on_error="fail").sample(0, random.Random(0))
 
 
+def test_of_hours_no_more_than_the_crop_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = FileSound(save(tmp_path / "long.wav", tone(1, seconds=190, rate=1_000), rate=1_000))
+    whole = long.waveform(1_000)
+    assert torch.equal(long.part(1_000, start=40_500, samples=70_000), whole[40_500:110_500])
+    assert torch.equal(long.part(1_000, start=180_000, samples=70_000), whole[180_000:])
+    with pytest.raises(UserError, match=r"ends after 190\.0 s"):
+        long.part(1_000, start=190_000, samples=1)
+    monkeypatch.setattr("speech.utterance.read_audio", lambda *_, **__: pytest.fail("read as a whole"))
+    found = Waveforms([(long, "long")], rate=1_000, longest="crop").sample(0, random.Random(0))
+    assert found is not None and len(found) == 60_000
+    assert any(torch.equal(found, whole[start : start + 60_000]) for start in range(130_001))
+    with pytest.raises(UserError, match="long: 190 s; expected an utterance of at most 60 s"):
+        Waveforms([(long, "long")], rate=1_000, on_error="fail").sample(0, random.Random(0))
+
+
+def test_noise_is_drawn_from_a_folder(sound: FileSound, tmp_path: Path) -> None:
+    noise_S = save(tmp_path / "noises" / "hum.wav", tone(7, seconds=2)) and FileSound(
+        tmp_path / "noises" / "hum.wav"
+    ).waveform(16_000)
+    noisy = Augment(speeds=(1.0,), noise_chance=1, noise_snr_db=(0, 0), noise_folder=tmp_path / "noises")
+    found = Waveforms([(sound, "a")], rate=16_000, augment=noisy).sample(0, random.Random(0))
+    assert found is not None
+    added_S = found - sound.waveform(16_000)
+    looped_S = torch.cat([noise_S, noise_S])
+    likest = max(
+        float(torch.nn.functional.cosine_similarity(added_S, looped_S[start : start + 8_000], dim=0))
+        for start in range(0, 32_000)
+    )
+    assert likest > 0.999
+    with pytest.raises(UserError, match="no sound found"):
+        Waveforms([(sound, "a")], rate=16_000, augment=Augment(noise_folder=tmp_path / "noises" / "none"))
+
+
 def test_what_is_no_sound_is_skipped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("no sound")
     broken = FileSound(tmp_path / "notes.wav")

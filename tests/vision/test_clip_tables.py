@@ -178,3 +178,23 @@ def test_clips_that_are_not_there_are_left_out_with_a_warning(
 ) -> None:
     lay_out(tmp_path, clip, ["a.mp4"], {"q.tsv": "video\tanswer\na.mp4\tb\ngone\tb\n"})
     assert len(read_clips(tmp_path)) == 1 and "1 clips not found and left out, the first is 'gone'" in caplog.text
+
+
+def test_a_number_counts_options_as_they_stand(tmp_path: Path, clip: Path) -> None:
+    rows = ["video,question,a0,a1,a2,answer", "a,Q?,yes,yes,no,1", "a,Q?,yes,,no,2", "a,Q?,cat,dog,cow,dog"]
+    lay_out(tmp_path, clip, ["a.mp4"], {"questions.csv": "\n".join(rows)})
+    (found,) = read_clips(tmp_path)
+    assert [question.answer for question in found.questions] == ["yes", "no", "dog"]
+    assert found.questions[0].options == found.questions[1].options == ("yes", "no")
+    for answer in ("3", "1", "fox"):
+        (tmp_path / "questions.csv").write_text(f"{rows[0]}\na,Q?,yes,,no,{answer}")
+        with pytest.raises(UserError, match=f"answer '{answer}' is not among the options yes, no"):
+            read_clips(tmp_path)
+
+
+def test_nothing_is_tested_that_was_trained_on(tmp_path: Path, clip: Path) -> None:
+    lines = [json.dumps({"video": f"{i}.mp4", "question": "Who?", "answer": "a fox"}) for i in range(60)]
+    lay_out(tmp_path, clip, [f"{i}.mp4" for i in range(60)], {"train.jsonl": "\n".join(lines)})
+    assert len(read_clips(tmp_path / "train.jsonl", split="train")) == 60
+    with pytest.raises(UserError, match="named after split 'train'"):
+        read_clips(tmp_path / "train.jsonl", split="dev")

@@ -10,12 +10,13 @@ import torch
 
 from multimodal.batch import Sample
 from multimodal.data.feature_cache import FeatureCache
+from multimodal.hashing import weights_sha256
 from multimodal.model import MultimodalModel
 from tests.tiny_models import CONFIG, TILE, ask, picture, tiny_model
 from vision.caption_data import CaptionImages
 from vision.caption_tables import CaptionRecord
 from vision.image_modality import ImageModality
-from vision.picture_features import EncodedPicture, KeyedTiles
+from vision.picture_features import EncodedPicture, KeyedTiles, encoder_key
 from vision.tiling import Augment, Tiles
 
 
@@ -150,3 +151,10 @@ def test_captions_are_drawn_alike_with_and_without_and_augmented_pictures_are_no
     data = CaptionImages(records, image(model).tiling, augment=Augment(flip=True), prepare=image(model).prepare)
     found = data.sample(0, random.Random(1))
     assert found is not None and type(found.images[0]) is Tiles
+
+
+def test_equal_weights_read_otherwise_have_other_entries() -> None:
+    taps = [replace(CONFIG, encoder=replace(CONFIG.encoder, layers=3, taps=(number,))) for number in (1, 2)]
+    first, second = (image(tiny_model(config)).encoder for config in taps)
+    second.load_state_dict(first.state_dict())
+    assert weights_sha256(first) == weights_sha256(second) and encoder_key(first) != encoder_key(second)

@@ -1,6 +1,8 @@
 """Samples and scores of questions about clips: broken ones are skipped, controls are what they are called."""
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,7 @@ from multimodal.model import MultimodalModel
 from multimodal.wups import Likeness
 from tests.multimodal.made_wordnet import MadeTaxonomy
 from tests.tiny_models import ask, clip_file, tiny_video_model
+from vision.clip_frames import ClipFrames, backwards, middle_frame
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.video_answering import (
     AskedClip,
@@ -97,3 +100,15 @@ def test_every_control_shows_another_clip(model: MultimodalModel, clips: list[Qu
     assert found.predictions == [model.chat(ask(one.clip, one.question.question), max_new_tokens=4) for one in asked]
     swaps = [answer_clips(model, asked, to, batch_size=3, max_new_tokens=4) for to in ([2, 3, 0, 1], [3, 2, 1, 0])]
     assert found.shuffled in swaps
+
+    def said(change: Callable[[ClipFrames], ClipFrames]) -> list[str]:
+        samples = [model.sample(ask(one.clip, one.question.question)) for one in asked]
+        changed = [replace(s, media={**s.media, "video": (change(s.media["video"][0]),)}) for s in samples]
+        return model.generate(changed, max_new_tokens=4)
+
+    assert found.others == {
+        "middle_frame": said(lambda clip: clip.reordered(middle_frame)),
+        "reversed": said(lambda clip: clip.reordered(backwards)),
+    }
+    assert found.blank == said(model.modalities["video"].blank)  # type: ignore[arg-type]
+    assert len({tuple(texts) for texts in (found.predictions, found.blank, *found.others.values())}) > 2

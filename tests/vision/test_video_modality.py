@@ -19,7 +19,7 @@ from multimodal.model import MultimodalModel
 from tests.allocated import peak_allocated
 from tests.tiny_models import CONFIG, TILE, VIDEO, ask, clip_file, open_gates, picture, tiny_model, tiny_video_model
 from vision.clip import read_clip
-from vision.clip_frames import ClipFrames
+from vision.clip_frames import ClipFrames, backwards, middle_frame
 from vision.image_adapter import ImageAdapterConfig
 from vision.video_adapter import VideoAdapterConfig
 from vision.video_modality import VideoConfig, VideoModality
@@ -214,12 +214,23 @@ def test_controls_change_what_they_say_and_no_more(encoded: bool) -> None:
     item = video(model).prepare(frames(6))
     if encoded:
         item = item.with_features(video(model).encode(item))
-    backwards, middle, blank = item.reversed(), item.middle_frame(), video(model).blank(item)
-    assert all(torch.equal(a, b) for a, b in zip(backwards.frames, item.frames[::-1], strict=True))
+    turned, middle, blank = item.reordered(backwards), item.reordered(middle_frame), video(model).blank(item)
+    assert all(torch.equal(a, b) for a, b in zip(turned.frames, item.frames[::-1], strict=True))
     assert all(torch.equal(frame, item.frames[3]) for frame in middle.frames)
     assert not any(frame.any() for frame in blank.frames) and not blank.encoded
-    for changed in (backwards, middle, blank):
+    for changed in (turned, middle, blank):
         assert torch.equal(changed.times, item.times) and len(changed) == 6
+
+
+@pytest.mark.parametrize("motion", [False, True])
+def test_controls_leave_no_motion_in_colours(motion: bool) -> None:
+    model, shown = tiny_video_model(), frames(6)
+    video(model).config = replace(video(model).config, motion=motion)
+    for order in (backwards, middle_frame):
+        found, expected = video(model).prepare(shown, order=order), video(model).prepare(order(shown))
+        assert all(torch.equal(a, b) for a, b in zip(found.frames, expected.frames, strict=True))
+    still = video(model).prepare(shown, order=middle_frame)
+    assert all(torch.equal(frame, still.frames[0]) for frame in still.frames)
 
 
 # ---- the cache ------------------------------------------------------------------------------------------------------

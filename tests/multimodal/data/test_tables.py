@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from multimodal.data.tables import hashed_split, manifest_lines, manifest_texts, read_table, split_names
+from multimodal.data.tables import (
+    hashed_split,
+    is_all_of_split,
+    manifest_lines,
+    manifest_texts,
+    read_table,
+    split_names,
+)
 from multimodal.errors import UserError
 
 PATH = Path("t.csv")
@@ -50,3 +57,13 @@ def test_splits_by_any_of_their_names_or_by_name_of_the_medium() -> None:
     assert split_names("val")[0] == "val" and set(split_names("val")) == set(split_names("dev"))
     shares = [hashed_split(f"{i}.wav") for i in range(2000)]
     assert 0.87 < shares.count("train") / 2000 < 0.93 and set(shares) == {"train", "dev", "test"}
+
+
+def test_a_file_named_after_a_split_is_all_of_it_and_nothing_of_another() -> None:
+    train = Path("a/training.tsv")
+    assert is_all_of_split(train, "train", declared=False) and is_all_of_split(train, "train", declared=True)
+    assert not is_all_of_split(train, None, declared=False) and not is_all_of_split(train, "dev", declared=True)
+    assert not is_all_of_split(Path("talks.tsv"), "dev", declared=False)
+    assert is_all_of_split(Path("val_qa.json"), "dev", named_after="val", declared=False)
+    with pytest.raises(UserError, match=r"a/training\.tsv: named after split 'training'; expected a table for 'dev'"):
+        is_all_of_split(train, "dev", declared=False)

@@ -340,3 +340,16 @@ def _main(run_dir: Path, where: str) -> None:
 
 if __name__ == "__main__":
     _main(Path(sys.argv[1]), sys.argv[2])
+
+
+def test_a_refused_evaluation_costs_no_steps(tmp_path: Path) -> None:
+    def refuse(step: int) -> dict[str, float]:
+        raise UserError("nothing to shuffle")
+
+    with pytest.raises(UserError, match="nothing to shuffle"):
+        run(tmp_path, steps=9, save_every=0, eval_every=7, evaluate=refuse)
+    assert checkpoints(tmp_path) == ["step-00000007"]
+    run(tmp_path / "whole", steps=9, save_every=0)
+    _, rest = run(tmp_path, steps=9, save_every=0, resume=True)
+    assert rest.steps == 9
+    assert_identical(final_tensors(tmp_path, 9), final_tensors(tmp_path / "whole", 9))
