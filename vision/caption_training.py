@@ -121,13 +121,6 @@ class CaptioningConfig:
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
 
-    def __post_init__(self) -> None:
-        if self.self_critical.steps and self.data.source == SCENES:
-            raise UserError(
-                f"--self-critical.steps {self.self_critical.steps}: built-in scenes have no captions by people to be "
-                "judged by; expected --data.source to be captioned pictures, or 0"
-            )
-
 
 def build_model(config: CaptioningConfig) -> MultimodalModel:
     """The frozen decoder with a new image adapter, or one to go on from, on the device of the run.
@@ -256,6 +249,11 @@ def _stages(config: CaptioningConfig) -> list[_Stage]:
         settings = config.anneal.settings(main, rates={part: rate / 5 for part, rate in rates.items()})
         stages.append(_Stage("anneal", settings, config.anneal.tile_size))
     if config.self_critical.steps:
+        if config.data.source == SCENES:
+            raise UserError(
+                f"--self-critical.steps {config.self_critical.steps}: built-in scenes have no captions by people to be "
+                "judged by; expected --data.source to be captioned pictures, or 0"
+            )
         settings = config.self_critical.settings(main, rates={part: rate / 10 for part, rate in rates.items()})
         stages.append(_Stage("self_critical", settings))
     for stage in stages:

@@ -131,7 +131,7 @@ def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningCon
 
 def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: CaptioningConfig) -> None:
     with pytest.raises(UserError, match=r"--self-critical\.steps 2: built-in scenes have no captions by people"):
-        replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2))
+        train_captioning(replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2)))
     with pytest.raises(UserError, match=r"--self-critical\.draws 1: expected 2 or more"):
         SelfCriticalConfig(draws=1)
     wrong = {
