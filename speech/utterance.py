@@ -10,6 +10,7 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -57,10 +58,14 @@ class FileSound:
 
     path: Path
 
+    @cached_property
+    def _said(self) -> float:
+        return _header_seconds(lambda: self.path.open("rb"))
+
     @property
     def seconds(self) -> float:
-        """As its header says; 0 for a file that cannot be read."""
-        return _header_seconds(lambda: self.path.open("rb"))
+        """As its header says, which is read once; 0 for a file that cannot be read."""
+        return self._said
 
     def waveform(self, rate: int) -> Tensor:
         return read_audio(self.path, rate=rate)
@@ -249,7 +254,6 @@ class Waveforms:
         self.heard_seconds = heard_seconds
         self._memory = SoundMemory(rate=rate, megabytes=keep_mb)
         self._broken = BrokenSamples(on_error=on_error, what="recordings")
-        self._said: dict[int, float] = {}  # seconds of files by their headers
         folder = None if augment is None else augment.noise_folder
         self._noises = [] if folder is None else read_noises(folder, rate=rate)
 
@@ -278,11 +282,9 @@ class Waveforms:
         sound, name = self.sounds[index]
         most_seconds = min(LONGEST_SECONDS, self.heard_seconds)
         most = round(most_seconds * self.rate)
-        if index not in self._said:
-            self._said[index] = sound.seconds if isinstance(sound, FileSound) else 0.0
-        if isinstance(sound, FileSound) and (seconds := self._said[index]) > most_seconds + HEADER_SLACK:
-            self._refuse(name, seconds, most_seconds)
-            start = rng.randrange(round(seconds * self.rate) - most)
+        if isinstance(sound, FileSound) and sound.seconds > most_seconds + HEADER_SLACK:
+            self._refuse(name, sound.seconds, most_seconds)
+            start = rng.randrange(round(sound.seconds * self.rate) - most)
             waveform_S = sound.part(self.rate, start=start, samples=most)  # of hours, no more is ever in memory
         else:
             waveform_S = self._memory(sound)
