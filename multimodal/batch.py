@@ -3,6 +3,7 @@
 Legend: B rows, T tokens. One medium may serve several rows (five captions of one picture): it is encoded once.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,12 +24,31 @@ class Turn:
 
     `teacher` is a prompt in text alone: if there is one, the answer is to be as likely, token by token, as after it
     (KL divergence), and not as likely as can be (cross-entropy).
+
+    `misread` is the answer as the decoder reads it while it learns to write it, if it is to read other words than those
+    (see `misread`).
     """
 
     prompt: list[int]
     answer: list[int]
     media: Mapping[str, tuple[int, ...]]
     teacher: list[int] | None = None
+    misread: list[int] | None = None
+
+
+def misread(turn: Turn, *, share: float, tokens: int, rng: random.Random) -> Turn:
+    """The turn with a share of its answer's tokens, as they are read, swapped for any of the vocabulary; what is to be
+    written stays.
+
+    A caption that is foretold by the words before it is learnt without a look at the picture (word dropout, Bowman et
+    al. 2016, arXiv 1511.06349; there the words are swapped for one unknown word, which frozen decoders do not have).
+
+    Args:
+        tokens: size of the vocabulary.
+    """
+    if not share:
+        return turn
+    return replace(turn, misread=[rng.randrange(tokens) if rng.random() < share else token for token in turn.answer])
 
 
 @dataclass(frozen=True)
@@ -115,11 +135,12 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _Row:
-    """A turn as the decoder reads it: `ids`, of which the first `prompt` are not learnt, and for each kind the columns
-    of the first placeholder of every medium."""
+    """A turn as the decoder reads it: `ids`, in which the answer that is learnt stands behind so many of the prompt, and
+    for each kind the columns of the first placeholder of every medium."""
 
     ids: list[int]
     prompt: int
+    answer: list[int]
     columns: dict[str, list[int]]
 
 
@@ -143,7 +164,8 @@ def _spread(turn: Turn, sample: Sample, modalities: Mapping[str, Any], placehold
         found = len(columns.get(kind, ()))
         if found != len(positions):  # also of a kind that was unloaded since the turn was made
             raise ValueError(f"{found} {kind} placeholders for the media {positions}")
-    return _Row([*ids, *turn.answer], len(ids), columns)
+    read = turn.answer if turn.misread is None else turn.misread
+    return _Row([*ids, *read], len(ids), turn.answer, columns)
 
 
 def _lay_out(
@@ -186,7 +208,7 @@ def collate(
     options: dict[str, Any] = {"modalities": modalities, "placeholder_ids": placeholder_ids, "pad_id": pad_id}
     rows = [_spread(turn, sample, modalities, placeholder_ids) for sample in samples for turn in sample.turns]
     # The token before each answer token predicts it; with an empty prompt nothing predicts the first.
-    targets = [[*[IGNORE] * row.prompt, *row.ids[row.prompt :], IGNORE][1:] for row in rows]
+    targets = [[*[IGNORE] * row.prompt, *row.answer, IGNORE][1:] for row in rows]
     input_ids = _pad([row.ids for row in rows], pad_id, left=pad_left)
     media = {
         kind: _lay_out(kind, samples, rows, modality, input_ids == placeholder_ids[kind], left=pad_left)

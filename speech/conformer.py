@@ -69,6 +69,9 @@ class Conformer(Encoder):
         lengths = encoder.output_length(batch.lengths)
     """
 
+    end_to_end = True
+    """How the layers may take the utterances of a batch; see `multimodal.train.compiled`."""
+
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
         self.config = config

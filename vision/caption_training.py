@@ -65,6 +65,12 @@ class DataConfig:
     """Questions about a built-in scene learnt in one step."""
     details: int = 0
     """Full descriptions of a built-in scene learnt in one step."""
+    misread: float = 0.0
+    """Share of the words already said that the decoder reads wrong in training, so that pictures are looked at."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.misread < 1:
+            raise UserError(f"--data.misread {self.misread}: expected 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +166,9 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
             questions=data.questions,
             details=data.details,
             mix=data.mix,
+            misread=data.misread,
         )
-    return CaptionSamples(model, _training_pictures(model, data), captions=data.captions)
+    return CaptionSamples(model, _training_pictures(model, data), captions=data.captions, misread=data.misread)
 
 
 def _training_pictures(model: MultimodalModel, data: DataConfig) -> CaptionImages:

@@ -103,12 +103,25 @@ class Captioner(nn.Module):
         return self.norm(x_JLD)
 
     def loss(
-        self, pictures: Sequence[Tensor], input_ids_JL: Tensor, attention_mask_JL: Tensor, image_index: Sequence[int]
+        self,
+        pictures: Sequence[Tensor],
+        input_ids_JL: Tensor,
+        attention_mask_JL: Tensor,
+        image_index: Sequence[int],
+        *,
+        misread: float = 0.0,
     ) -> Tensor:
-        """Mean cross-entropy of a text token, in nats; arguments as in `forward`."""
+        """Mean cross-entropy of a text token, in nats; arguments as in `forward`.
+
+        `misread`: share of the tokens already said that are read as any others, as in `multimodal.batch.misread`.
+        """
         kept = slice(0, self.positions.num_embeddings)
         ids_JL, mask_JL = input_ids_JL[:, kept], attention_mask_JL[:, kept]
-        return F.cross_entropy(self(pictures, ids_JL, mask_JL, image_index).float(), ids_JL[mask_JL.bool()])
+        read_JL = ids_JL
+        if misread:
+            wrong_JL = torch.rand(ids_JL.shape, device=ids_JL.device) < misread
+            read_JL = torch.where(wrong_JL, torch.randint_like(ids_JL, self.tokens.num_embeddings), ids_JL)
+        return F.cross_entropy(self(pictures, read_JL, mask_JL, image_index).float(), ids_JL[mask_JL.bool()])
 
 
 def _alike(picture_lengths: list[int], text_lengths: list[int]) -> list[list[int]]:

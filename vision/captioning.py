@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from multimodal.batch import Sample
+from multimodal.batch import Sample, Turn, misread
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
@@ -26,12 +26,19 @@ class CaptionSamples:
     Args:
         prompt: what to ask where a record has no question of its own.
         captions: turns per picture and epoch, drawn from its captions; all of them if there are fewer.
+        misread: share of the tokens already said that are read wrong; see `multimodal.batch.misread`.
     """
 
     def __init__(
-        self, model: MultimodalModel, images: CaptionImages, *, prompt: str = CAPTION_PROMPT, captions: int = 1
+        self,
+        model: MultimodalModel,
+        images: CaptionImages,
+        *,
+        prompt: str = CAPTION_PROMPT,
+        captions: int = 1,
+        misread: float = 0.0,
     ) -> None:
-        self.images, self.captions, self.prompt = images, captions, prompt
+        self.images, self.captions, self.prompt, self.misread = images, captions, prompt, misread
         self.turns = Turns(model)
 
     def __len__(self) -> int:
@@ -42,8 +49,8 @@ class CaptionSamples:
         if found is None:
             return None
         question = found.question or self.prompt
-        turns = tuple(self.turns(question, text, media=len(found.images)) for text in found.draw(self.captions, rng))
-        return Sample({"image": found.images}, turns)
+        turns = [self.turns(question, text, media=len(found.images)) for text in found.draw(self.captions, rng)]
+        return Sample({"image": found.images}, _misread(self.turns, turns, share=self.misread, rng=rng))
 
 
 class SceneSamples:
@@ -56,6 +63,7 @@ class SceneSamples:
         questions: turns of each scene besides its caption.
         details: turns that say everything: all sizes, colours, shapes and places, where a question asks for one.
         mix: what share of the scenes is made easier.
+        misread: as in `CaptionSamples`.
     """
 
     def __init__(
@@ -68,9 +76,10 @@ class SceneSamples:
         questions: int,
         details: int = 0,
         mix: SceneMix = AS_DRAWN,
+        misread: float = 0.0,
     ) -> None:
         self.count, self.size, self.seed = count, size, seed
-        self.questions, self.details, self.mix = questions, details, mix
+        self.questions, self.details, self.mix, self.misread = questions, details, mix, misread
         self.turns = Turns(model)
 
     def __len__(self) -> int:
@@ -82,7 +91,13 @@ class SceneSamples:
         said = [(CAPTION_PROMPT, caption(scene, rng))]
         said += [(DETAIL_PROMPT, scene_in_words(scene, rng)) for _ in range(self.details)]
         said += [question_answer(scene, rng) for _ in range(self.questions)]
-        return Sample({"image": (tiles,)}, tuple(self.turns(prompt, answer) for prompt, answer in said))
+        turns = [self.turns(prompt, answer) for prompt, answer in said]
+        return Sample({"image": (tiles,)}, _misread(self.turns, turns, share=self.misread, rng=rng))
+
+
+def _misread(turns: Turns, made: Sequence[Turn], *, share: float, rng: random.Random) -> tuple[Turn, ...]:
+    tokens = turns.model.decoder.vocab_size
+    return tuple(misread(turn, share=share, tokens=tokens, rng=rng) for turn in made)
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ class ContrastiveTask(nn.Module):
         embed_dim: E, width of the shared space.
         captioner: learns beside it to say the texts; `caption_weight` is the weight of its loss.
         patch_dropout: share of the patches that the encoder does not see in training.
+        misread: share of the words already said that the captioner reads wrong in training.
     """
 
     def __init__(
@@ -127,10 +128,11 @@ class ContrastiveTask(nn.Module):
         captioner: Captioner | None = None,
         caption_weight: float = 2.0,
         patch_dropout: float = 0.0,
+        misread: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.patch_dropout = patch_dropout
+        self.patch_dropout, self.misread = patch_dropout, misread
         self.text = text
         self.captioner = captioner
         self.caption_weight = caption_weight
@@ -166,7 +168,8 @@ class ContrastiveTask(nn.Module):
         v_JE = self.embed_texts(batch.input_ids, batch.attention_mask)
         loss = contrastive_loss(self.image_projection(pooled_ID), v_JE, self.scale(), positives_IJ)
         if self.captioner is not None:
-            said = self.captioner.loss(tokens, batch.input_ids, batch.attention_mask, index.tolist())
+            misread = self.misread if self.training else 0.0
+            said = self.captioner.loss(tokens, batch.input_ids, batch.attention_mask, index.tolist(), misread=misread)
             loss = loss + self.caption_weight * said
         return loss * texts, texts
 

@@ -170,6 +170,7 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
         captioner=captioner if config.caption_weight else None,
         caption_weight=config.caption_weight,
         patch_dropout=config.patch_dropout,
+        misread=config.data.misread,
     )
     tiling = Tiling(encoder.tile_size, config.encoder.max_tiles, config.stretch, encoder.pixel_mean, encoder.pixel_std)
     held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None

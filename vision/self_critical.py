@@ -19,6 +19,7 @@ from multimodal.batch import Sample
 from multimodal.loss import IGNORE, rows_loss
 from multimodal.metrics import CiderD
 from multimodal.model import MultimodalModel
+from multimodal.train.compiled import uncompiled
 from vision.captioning import CaptionSamples
 
 MAX_NEW_TOKENS = 32
@@ -98,7 +99,8 @@ class SelfCriticalTask(nn.Module):
     def loss(self, batch: Sequence[Referenced]) -> tuple[Tensor, int]:
         """Minus the log-probability of each caption, times its advantage, summed; and the number of captions."""
         asked = [one.asked for one in batch]
-        ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
+        with uncompiled():
+            ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
         said = [f"{t} {END}" if len(one) < MAX_NEW_TOKENS else t for t, one in zip(texts, ids, strict=True)]
         references = [_ended(one.references) for one in batch for _ in range(self.draws)]

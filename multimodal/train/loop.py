@@ -20,6 +20,7 @@ from multimodal.data.order import Order, SampleSource, SeededOrder, StepData, st
 from multimodal.errors import UserError
 from multimodal.train.best import Best
 from multimodal.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
+from multimodal.train.compiled import compile_layers, uncompiled
 from multimodal.train.config import TrainConfig
 from multimodal.train.logging import RunLog, peak_memory_mb, write_description
 from multimodal.train.low_memory import weights_in
@@ -124,6 +125,8 @@ class _Run:
         self.order: Order = order or SeededOrder(length=len(dataset), batch_size=config.batch_size, seed=config.seed)
         if isinstance(task, nn.Module):
             task.to(self.device)
+            if config.compile:
+                compile_layers(task, self.device)
         self.parts = freeze_and_select(task, config.learning_rates)
         kept = config.master_weights
         if kept == "bf16" and self.precision != kept:
@@ -252,7 +255,7 @@ class _Run:
 
     def _evaluate(self, evaluate: Evaluate, log: RunLog) -> None:
         self._set_training(False)
-        with torch.no_grad(), shielded(), weights_in(torch.float32, self.config, self.parts):
+        with torch.no_grad(), shielded(), uncompiled(), weights_in(torch.float32, self.config, self.parts):
             self.progress.metrics = evaluate(self.progress.step)
         self._set_training(True)
         log.evaluation(self.progress.step, self.progress.metrics)

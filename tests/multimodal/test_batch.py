@@ -1,6 +1,7 @@
 """Batches: every row reads as it would alone, and every placeholder finds its own medium."""
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from multimodal.batch import Batch, Sample, Turn, collate, length_groups
+from multimodal.batch import Batch, Sample, Turn, collate, length_groups, misread
 from multimodal.data.packing import IGNORE
 
 # On a busy machine time says nothing.
@@ -176,6 +177,26 @@ def test_a_target_is_the_next_token_where_that_is_the_answer(prompt: list[int], 
     whole = prompt + answer
     counted = [(t, i) for t, i in enumerate(targets) if i != IGNORE]
     assert counted == [(t - 1, whole[t]) for t in range(max(len(prompt), 1), len(whole))]
+
+
+def test_what_is_read_wrong_is_a_share_of_the_answer_and_what_is_learnt_stays() -> None:
+    right = Turn([1, 2], [*range(3, 2003)], {}, teacher=[1, 2, 3])
+    rng = random.Random(0)
+    wrong = misread(right, share=0.25, tokens=100_000, rng=rng)
+    assert wrong.misread is not None and replace(wrong, misread=None) == right
+    swapped = [read != token for read, token in zip(wrong.misread, right.answer, strict=True)]
+    assert 0.22 < sum(swapped) / len(swapped) < 0.28 and max(wrong.misread) < 100_000
+    before, after = (batched(Sample({}, (turn,))) for turn in (right, wrong))
+    assert torch.equal(before.targets, after.targets)
+    assert after.input_ids.tolist() == [[*right.prompt, *wrong.misread]]
+    assert before.teacher is not None and after.teacher is not None
+    assert torch.equal(before.teacher.input_ids, after.teacher.input_ids)  # the teacher reads it as it is
+
+
+def test_nothing_is_drawn_where_nothing_is_read_wrong() -> None:
+    right, rng = Turn([1], [2, 3], {}), random.Random(0)
+    assert misread(right, share=0.0, tokens=9, rng=rng) is right
+    assert rng.random() == random.Random(0).random()
 
 
 @sides

@@ -268,10 +268,16 @@ def test_a_used_run_folder_is_refused_without_resume(config: CaptioningConfig) -
 
 def test_scenes_are_built_as_told(config: CaptioningConfig) -> None:
     model = build_model(config)
-    scenes = replace(config, data=DataConfig(scenes=7, scene_size=20, questions=1), train=train_config(seed=3))
-    made = training_data(model, scenes)
+    data = DataConfig(scenes=7, scene_size=20, questions=1, misread=0.25)
+    made = training_data(model, replace(config, data=data, train=train_config(seed=3)))
     assert isinstance(made, SceneSamples)
-    assert (made.count, made.size, made.questions, made.seed) == (7, 20, 1, 3)
+    assert (made.count, made.size, made.questions, made.seed, made.misread) == (7, 20, 1, 3, 0.25)
+
+
+def test_a_share_that_is_read_wrong_is_below_one() -> None:
+    for share in (-0.1, 1.0):
+        with pytest.raises(UserError, match="--data[.]misread"):
+            DataConfig(misread=share)
 
 
 def test_scenes_that_begin_with_easier_ones_come_as_they_stand() -> None:

@@ -67,3 +67,20 @@ def test_loss_is_the_cross_entropy_of_all_tokens_that_fit() -> None:
     expected = F.cross_entropy(logits, torch.cat([ids[0, :3], ids[1, :5]]))
     assert captioner.loss(pictures, ids, mask, [0, 1]).item() == pytest.approx(expected.item())
     assert len(logits) == 8
+
+
+def test_words_already_said_may_be_read_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner, pictures = build(max_length=1000), [torch.randn(3, WIDTH)]
+    ids, mask = texts(1000)
+    read: list[torch.Tensor] = []
+
+    def reading(pictures: object, ids: torch.Tensor, mask: torch.Tensor, index: object) -> torch.Tensor:
+        read.append(ids)
+        return torch.zeros(int(mask.sum()), VOCABULARY).scatter(1, right[:, None], 9.0)
+
+    right = ids[0]
+    monkeypatch.setattr(captioner, "forward", reading)
+    assert captioner.loss(pictures, ids, mask, [0], misread=0.3).item() < 0.01  # what is to be said stays
+    assert 0.2 < (read[0] != ids).float().mean() < 0.4
+    captioner.loss(pictures, ids, mask, [0])
+    assert torch.equal(read[1], ids)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multimodal.batch import Sample
+from multimodal.batch import Sample, Turn
 from multimodal.decoder import FrozenDecoder
 from multimodal.loss import IGNORE
 from multimodal.model import MultimodalModel
@@ -97,6 +97,23 @@ def test_a_question_is_asked_in_place_of_the_prompt_and_of_all_its_pictures(
     (turn,) = sample.turns
     assert turn.media == {"image": (0, 1)} and decoded(model, turn.prompt) == "Who?"
     assert decoded(model, turn.answer) == "A fox."
+
+
+def test_words_already_said_may_be_read_wrong(model: MultimodalModel, captions_folder: Path) -> None:
+    found = images(model, captions_folder)
+
+    def turns(share: float) -> list[Turn]:
+        samples = (
+            CaptionSamples(model, found, misread=share).sample(0, random.Random(1)),
+            SceneSamples(model, count=1, size=TILE, seed=0, questions=2, misread=share).sample(0, random.Random(1)),
+        )
+        return [turn for sample in samples if sample is not None for turn in sample.turns]
+
+    for right, wrong in zip(turns(0.0), turns(0.5), strict=True):
+        assert right.misread is None and wrong.misread is not None
+        assert replace(wrong, misread=None) == right and len(wrong.misread) == len(right.answer)
+        assert max(wrong.misread) < model.decoder.vocab_size
+    assert any(turn.misread != turn.answer for turn in turns(0.5))
 
 
 def test_a_broken_picture_is_no_sample(model: MultimodalModel, tmp_path: Path) -> None:

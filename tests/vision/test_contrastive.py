@@ -205,6 +205,15 @@ def test_patches_are_dropped_in_training_alone() -> None:
     assert not torch.equal(task.loss(batch)[0], task.loss(batch)[0])
 
 
+def test_words_are_read_wrong_in_training_alone() -> None:
+    task = build(caption_weight=2.0)
+    batch, task.misread = batch_of(task), 0.5
+    task.eval()
+    assert torch.equal(task.loss(batch)[0], task.loss(batch)[0])
+    task.train()
+    assert not torch.equal(task.loss(batch)[0], task.loss(batch)[0])
+
+
 def test_no_patch_is_taken_twice_and_the_class_token_stays() -> None:
     x_TLD = torch.arange(3 * 10.0).view(3, 10, 1)
     found = _some_patches(x_TLD, kept=4)[..., 0]
