@@ -135,8 +135,8 @@ def _pad(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _Row:
-    """A turn as the decoder reads it: `ids`, in which the answer that is learnt stands behind so many of the prompt, and
-    for each kind the columns of the first placeholder of every medium."""
+    """A turn as the decoder reads it: `ids`, in which the answer that is learnt stands behind so many of the prompt,
+    and for each kind the columns of the first placeholder of every medium."""
 
     ids: list[int]
     prompt: int

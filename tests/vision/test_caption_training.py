@@ -276,7 +276,7 @@ def test_scenes_are_built_as_told(config: CaptioningConfig) -> None:
 
 def test_a_share_that_is_read_wrong_is_below_one() -> None:
     for share in (-0.1, 1.0):
-        with pytest.raises(UserError, match="--data[.]misread"):
+        with pytest.raises(UserError, match=r"--data\.misread"):
             DataConfig(misread=share)
 
 
