@@ -15,7 +15,7 @@ from rich.console import Console
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
 from multimodal.train.precision import resolve_device, resolve_precision
-from scripts.benchmarks.case import Settings
+from scripts.benchmarks.case import Compiled, Settings
 from scripts.benchmarks.page import show, write
 from scripts.benchmarks.plain import tricks_to_remove
 from scripts.benchmarks.run import run_suite
@@ -43,6 +43,8 @@ class Config:
     memory: bool = True
     """Measure peaks, each side in a process of its own."""
     seed: int = 0
+    compile: Compiled = "nobody"
+    """Whose layers are compiled in the captioning rows, as --train.compile does."""
     run_dir: Path = Path("runs/benchmark")
     """Gets a JSON file for each suite, plots, and `report.html`."""
 
@@ -65,6 +67,7 @@ def main() -> None:
         seconds=config.seconds,
         memory=config.memory,
         seed=config.seed,
+        compile=config.compile,
     )
     names = tuple(SUITES) if config.suite == "all" else (config.suite,)
     results = [run_suite(name, settings, only=config.only) for name in names]

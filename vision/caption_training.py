@@ -88,10 +88,15 @@ class SelfCriticalConfig(StageConfig):
 
     draws: int = 5
     """Captions that are drawn of each picture, and compared."""
+    contrast: float = 0.0
+    """How much the CIDEr-D with the captions of other pictures counts against a caption. At 0 what is said of every
+    picture alike becomes likelier too, and a picture matters less."""
 
     def __post_init__(self) -> None:
         if self.draws < 2:
             raise UserError(f"--self-critical.draws {self.draws}: expected 2 or more, which are compared")
+        if not self.contrast >= 0:
+            raise UserError(f"--self-critical.contrast {self.contrast}: expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +294,9 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
         pictures = _training_pictures(model, config.data)
         samples: SampleSource = ReferencedPictures(model, pictures)
         captions = [record.captions for record in pictures.records]
-        task, collate = SelfCriticalTask(model, captions, draws=config.self_critical.draws), list
+        chosen = config.self_critical
+        task = SelfCriticalTask(model, captions, draws=chosen.draws, contrast=chosen.contrast)
+        collate = list
     else:
         samples = training_data(model, config)
     result = train(

@@ -38,6 +38,8 @@ DRAW: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
 }
+OTHERS = 3
+"""Pictures whose captions may be held against one."""
 END = "endofcaption"
 """A word after every caption that came to its end. Without it fragments such as "a dog on a" score best (Rennie et al.,
 appendix E)."""
@@ -69,18 +71,21 @@ class SelfCriticalTask(nn.Module):
         model: with an adapter that captions already: a random one draws nothing that is worth rewarding.
         captions: those of each training picture, whose document frequencies CIDEr-D takes.
         draws: captions of each picture, 2 or more.
+        contrast: how much of the mean score with the captions of other pictures of the batch is taken off.
 
     Raises:
         UserError: captions of fewer than two pictures.
     """
 
-    def __init__(self, model: MultimodalModel, captions: Sequence[Sequence[str]], *, draws: int) -> None:
+    def __init__(
+        self, model: MultimodalModel, captions: Sequence[Sequence[str]], *, draws: int, contrast: float = 0.0
+    ) -> None:
         super().__init__()
         if draws < 2:
             raise ValueError(f"{draws} captions of a picture; expected 2 or more, which are compared")
-        self.model, self.draws = model, draws
-        self.reward = CiderD([_ended(several) for several in captions])
-        self._mean_reward = 0.0
+        self.model, self.draws, self.contrast = model, draws, contrast
+        self.score = CiderD([_ended(several) for several in captions])
+        self._scores: dict[str, float] = {}
 
     def train(self, mode: bool = True) -> Self:
         """Without dropout in any mode: what is raised must be what was drawn from."""
@@ -93,8 +98,9 @@ class SelfCriticalTask(nn.Module):
         return self.model.parts()
 
     def log_values(self) -> dict[str, float]:
-        """Mean reward of the newest (micro-)batch, beside what the model says of itself."""
-        return {"reward": self._mean_reward, **self.model.log_values()}
+        """Mean scores of the newest (micro-)batch, with its own captions and, if they count, those of other pictures;
+        beside what the model says of itself."""
+        return {**self._scores, **self.model.log_values()}
 
     def loss(self, batch: Sequence[Referenced]) -> tuple[Tensor, int]:
         """Minus the log-probability of each caption, times its advantage, summed; and the number of captions."""
@@ -103,11 +109,25 @@ class SelfCriticalTask(nn.Module):
             ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
         said = [f"{t} {END}" if len(one) < MAX_NEW_TOKENS else t for t, one in zip(texts, ids, strict=True)]
-        references = [_ended(one.references) for one in batch for _ in range(self.draws)]
-        reward_C = torch.tensor(self.reward(said, references))
-        self._mean_reward = reward_C.mean().item()
+        reward_C = self._reward(said, [_ended(one.references) for one in batch])
         advantage_C = advantages(reward_C, draws=self.draws).to(self.model.device)
         return self._weighted(asked, ids, advantage_C), len(ids)
+
+    def _reward(self, said: Sequence[str], references: Sequence[Sequence[str]]) -> Tensor:
+        """The score [C] of each caption, less what it scores with the captions of the pictures that follow its own."""
+
+        def scores(ahead: int) -> Tensor:
+            shown = [*references[ahead:], *references[:ahead]]
+            return torch.tensor(self.score(said, [those for those in shown for _ in range(self.draws)]))
+
+        own_C = scores(0)
+        self._scores = {"reward": own_C.mean().item()}
+        others = range(1, min(len(references), OTHERS + 1)) if self.contrast else ()
+        if not others:
+            return own_C
+        others_C = torch.stack([scores(ahead) for ahead in others]).mean(dim=0)
+        self._scores["reward_of_others"] = others_C.mean().item()
+        return own_C - self.contrast * others_C
 
     def _weighted(self, asked: Sequence[Sample], ids: Sequence[list[int]], weight_C: Tensor) -> Tensor:
         """Cross-entropy of captions, summed over their tokens, each times the weight of its caption."""

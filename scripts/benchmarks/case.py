@@ -13,6 +13,7 @@ TOLERANCE, GPU_TOLERANCE = 2e-4, 5e-2
 """Of losses, outputs and gradients as a share of the largest value: in fp32, and on a GPU, where the decoder is in bf16
 and convolutions in TF32. Gradients may differ ten times as much."""
 
+Compiled = Literal["nobody", "ours", "both"]
 Measure = Literal["speed", "cost"]
 """speed: how many times as fast we are (theirs / ours); cost: how many times as long we take (ours / theirs)."""
 
@@ -29,6 +30,7 @@ class Settings:
         repeats: pairs of timings at most.
         seconds: for the pairs of one row; 3 pairs are timed in any case, or `repeats` if that is less.
         memory: whether peaks are measured, each in a fresh process.
+        compile: whose layers are compiled in the captioning rows.
     """
 
     size: Size
@@ -39,6 +41,7 @@ class Settings:
     seconds: float = 12.0
     memory: bool = True
     seed: int = 0
+    compile: Compiled = "nobody"
 
     @property
     def torch_device(self) -> torch.device:

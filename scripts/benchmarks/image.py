@@ -17,6 +17,7 @@ from torch import Tensor
 from multimodal.batch import Batch
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.model import MultimodalModel
+from multimodal.train.compiled import compile_layers
 from multimodal.train.precision import autocast
 from scripts.benchmarks import flops
 from scripts.benchmarks.captioning import (
@@ -211,6 +212,8 @@ def _mllama_side(
     peer = mllama_of(model)
     if not job.trained:
         peer.model.vision_model.requires_grad_(False)
+    if settings.compile == "both":
+        compile_layers(peer, settings.torch_device)
     parts = picture_inputs(batch)
     trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.01, fused=True)

@@ -111,7 +111,7 @@ def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningCon
         config,
         train=replace(config.train, schedule="constant", warmup=0),
         data=replace(config.data, dev_count=2),
-        self_critical=SelfCriticalConfig(steps=2, draws=3, learning_rates={"encoder": 0.0}),
+        self_critical=SelfCriticalConfig(steps=2, draws=3, contrast=0.5, learning_rates={"encoder": 0.0}),
     )
     model, result = train_captioning(settings)
     folder = config.run_dir / "self_critical"
@@ -119,7 +119,7 @@ def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningCon
     tenth = {part: rate / 10 for part, rate in RATES.items() if part != "encoder"}
     assert rates(folder) == [pytest.approx(tenth)] * 2
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert all(record["reward"] >= 0 for record in records if "loss" in record)
+    assert all(min(record["reward"], record["reward_of_others"]) >= 0 for record in records if "loss" in record)
     again = MultimodalModel.from_pretrained(config.run_dir / "adapter", device="cpu")
     assert torch.equal(logits(again), logits(model))
     half = replace(settings.self_critical, steps=1)
@@ -134,6 +134,8 @@ def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: Cap
         train_captioning(replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2)))
     with pytest.raises(UserError, match=r"--self-critical\.draws 1: expected 2 or more"):
         SelfCriticalConfig(draws=1)
+    with pytest.raises(UserError, match=r"--self-critical\.contrast -1: expected 0 or more"):
+        SelfCriticalConfig(contrast=-1)
     wrong = {
         "stage self_critical has learning rates for .*enkoder": {"learning_rates": {"enkoder": 0.0}},
         "stage self_critical keeps the best cider_d of --data.dev-count 0": {"keep_best": "cider_d"},

@@ -43,7 +43,7 @@ def task_of(model: MultimodalModel, reward: Callable[[str], float], *, draws: in
     def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         return [float(reward(text)) for text in predictions]
 
-    task.reward = score  # type: ignore[assignment]
+    task.score = score  # type: ignore[assignment]
     return task
 
 
@@ -108,6 +108,37 @@ def test_the_whole_model_learns_in_bf16_too(model: MultimodalModel) -> None:
     assert learnt[0] == learnt[1] and sum(learnt[0]) > 10
 
 
+def test_what_other_pictures_captions_give_is_taken_off(model: MultimodalModel) -> None:
+    """Here a caption scores its length times a number of the picture whose captions it is compared with."""
+    numbers = {REFERENCES[0][0]: 3.0, REFERENCES[1][0]: 1.0}
+    losses = []
+    for contrast in (0.0, 0.5):
+        task = SelfCriticalTask(model, REFERENCES, draws=DRAWS, contrast=contrast)
+        said: list[str] = []
+
+        def score(
+            predictions: Sequence[str], references: Sequence[Sequence[str]], said: list[str] = said
+        ) -> list[float]:
+            said[:] = predictions
+            of = [numbers[several[0].removesuffix(f" {END}")] for several in references]
+            return [len(text) * number for text, number in zip(predictions, of, strict=True)]
+
+        task.score = score  # type: ignore[assignment]
+        torch.manual_seed(5)
+        losses.append(task.loss(asked_of(model))[0].item())
+        found, lengths = task.log_values(), [len(text) for text in said]
+        first, second = sum(lengths[:DRAWS]), sum(lengths[DRAWS:])
+        assert found["reward"] == pytest.approx((3 * first + second) / len(said))
+        if contrast:
+            assert found["reward_of_others"] == pytest.approx((first + 3 * second) / len(said))
+            # 3 - 0.5 * 1 for the first picture, 1 - 0.5 * 3 for the second
+            reward = torch.tensor([*(2.5 * n for n in lengths[:DRAWS]), *(-0.5 * n for n in lengths[DRAWS:])])
+            assert torch.allclose(task._reward(said, [[f"{r} {END}" for r in one] for one in REFERENCES]), reward)
+        else:
+            assert "reward_of_others" not in found
+    assert losses[0] != losses[1]
+
+
 def test_what_the_decoder_would_rather_draw_changes_nothing(model: MultimodalModel) -> None:
     settings = model.decoder.lm.generation_config
     said: list[list[str]] = []
@@ -124,7 +155,7 @@ def test_what_the_decoder_would_rather_draw_changes_nothing(model: MultimodalMod
 
 
 def test_a_caption_that_is_cut_short_is_not_taken_for_a_whole_one() -> None:
-    score = SelfCriticalTask(tiny_model(), REFERENCES, draws=2).reward
+    score = SelfCriticalTask(tiny_model(), REFERENCES, draws=2).score
     references = [[f"{text} {END}" for text in REFERENCES[0]]] * 2
     whole, cut = score([f"a fox on a hill {END}", "a fox on a"], references)
     assert whole > cut
