@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from multimodal.errors import UserError
-from scripts.benchmarks import flops, plain
+from multimodal.model import MultimodalModel
+from scripts.benchmarks import captioning, flops, image, plain
 from scripts.benchmarks.captioning import Job, captioning_batch, captioning_model, optimizer_of
 from scripts.benchmarks.case import Agreement, Case, Goal, Pair, Settings, Side
 from scripts.benchmarks.memory import peak_above
@@ -135,6 +136,18 @@ def test_sides_agree_before_they_are_timed(suite: str, name: str) -> None:
     for side in (pair.ours, pair.theirs):
         side.step()
         assert side.samples > 0 and side.tokens > 0
+
+
+@pytest.mark.parametrize(("whose", "expected"), [("nobody", []), ("ours", [True]), ("both", [True, False])])
+def test_layers_are_compiled_of_those_who_ask(
+    monkeypatch: pytest.MonkeyPatch, whose: Any, expected: list[bool]
+) -> None:
+    compiled: list[bool] = []
+    for module in (captioning, image):
+        monkeypatch.setattr(module, "compile_layers", lambda one, _: compiled.append(isinstance(one, MultimodalModel)))
+    (case,) = (c for c in SUITES["image"](replace(SETTINGS, compile=whose)).cases if c.name == "train step, 1 tile")
+    case.build()
+    assert compiled == expected
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
