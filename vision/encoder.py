@@ -71,8 +71,6 @@ class ImageEncoderConfig:
     max_tiles: int = 4
     stem: Literal["patch", "conv"] = "patch"
     """patch: the paper's patch convolution; conv: strided 3 x 3 convolutions, which learn faster from few pictures."""
-    stem_blocks: int = 0
-    """Residual blocks after each strided convolution of the conv stem."""
     drop_path: float = 0.0
     """Highest rate of dropped residual branches, in training; it rises with depth."""
     tap_norm: bool = True
@@ -91,9 +89,6 @@ class ImageEncoderConfig:
             f"max_tiles {self.max_tiles}, expected 1 or more": self.max_tiles < 1,
             f"drop_path {self.drop_path}, expected 0 <= drop_path < 1": not 0 <= self.drop_path < 1,
             f"stem {self.stem!r}, expected 'patch' or 'conv'": self.stem not in ("patch", "conv"),
-            f"stem_blocks {self.stem_blocks} of a {self.stem} stem, expected 0, or more of a conv stem": (
-                self.stem_blocks < 0 or (self.stem_blocks and self.stem != "conv")
-            ),
             f"numerics {self.numerics!r}, expected 'strict' or 'reference'": self.numerics
             not in ("strict", "reference"),
             f"patch_size {patch}: the conv stem needs a power of 2 that divides twice the width {self.width}": (
@@ -180,43 +175,24 @@ class PatchStem(nn.Conv2d):
         super().__init__(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
 
 
-class ResidualBlock(nn.Sequential):
-    """Two 3 x 3 convolutions behind their norms, beside the identity (He et al. 2016, "Identity mappings")."""
-
-    def __init__(self, channels: int) -> None:
-        layers: list[nn.Module] = []
-        for _ in range(2):
-            layers += [nn.GroupNorm(1, channels), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=False)]
-        super().__init__(*layers)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input + super().forward(input)
-
-
 class ConvStem(nn.Sequential):
     """Stride-2 3 x 3 convolutions down to the patch grid, doubling in width (Xiao et al. 2021, "Early convolutions").
 
     The norms are taken over one tile (GroupNorm with one group): batch statistics would let tiles see each other.
-    `blocks`: residual ones after each, which know more of what is near before attention begins (the hybrids of
-    Dosovitskiy et al. 2021, "An image is worth 16x16 words").
     """
 
-    def __init__(self, *, patch_size: int, width: int, blocks: int) -> None:
+    def __init__(self, *, patch_size: int, width: int) -> None:
         steps = patch_size.bit_length() - 1
         layers: list[nn.Module] = []
         before = 3
         for step in reversed(range(steps)):
             after = width >> step
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
-            layers += [ResidualBlock(after) for _ in range(blocks)]
             before = after
         super().__init__(*layers, nn.Conv2d(before, width, 1))
 
 
-def _stem(config: ImageEncoderConfig) -> nn.Module:
-    if config.stem == "patch":
-        return PatchStem(patch_size=config.patch_size, width=config.width)
-    return ConvStem(patch_size=config.patch_size, width=config.width, blocks=config.stem_blocks)
+STEMS = {"patch": PatchStem, "conv": ConvStem}
 
 
 class ImageEncoder(Encoder):
@@ -235,7 +211,7 @@ class ImageEncoder(Encoder):
         self.gradient_checkpointing = False
         width, layers, tiles = config.width, config.layers, config.max_tiles
         padded = config.numerics == "reference"
-        self.stem = _stem(config)
+        self.stem = STEMS[config.stem](patch_size=config.patch_size, width=width)
         self.class_token_D = nn.Parameter(torch.randn(width) * width**-0.5)
         self.pre_tile = GatedTileEmbedding(max_tiles=tiles, width=width, padded=padded)
         self.positions = GatedPositions(max_tiles=tiles, side=config.patch_side, width=width, padded=padded)
