@@ -41,8 +41,8 @@ class TrainConfig:
     """How trained weights are kept, and AdamW's averages if not in 8 bits. bf16 is rounded stochastically; it needs the
     same extra and precision bf16."""
     compile: bool = False
-    """Compile each kind of layer (needs a C++ compiler on a CPU): the first steps take a minute or more, the others
-    less time. Sums are taken in another order, so that losses differ in their last digits."""
+    """Compile the layers (needs a C++ compiler on a CPU): the first steps take a minute or more, the others less time.
+    Sums are taken in another order, so that losses differ in their last digits, also from one start to the next."""
     offload_activations: bool = False
     """Keep what the backward pass needs in the CPU's memory, to save a GPU's."""
     device: str = "auto"

@@ -20,7 +20,7 @@ from multimodal.data.order import Order, SampleSource, SeededOrder, StepData, st
 from multimodal.errors import UserError
 from multimodal.train.best import Best
 from multimodal.train.checkpoint import Progress, list_checkpoints, load_newest, save_checkpoint
-from multimodal.train.compiled import compile_layers, uncompiled
+from multimodal.train.compiled import compiled_layers, uncompiled
 from multimodal.train.config import TrainConfig
 from multimodal.train.logging import RunLog, peak_memory_mb, write_description
 from multimodal.train.low_memory import weights_in
@@ -92,7 +92,9 @@ def train(
         if evaluate is None:
             raise UserError(f"--train.keep-best {config.keep_best}: nothing is evaluated here; expected held-out data")
         run.best = Best(config.keep_best, run_dir, resume=resume)
-    with weights_in(torch.bfloat16, config, run.parts):
+    compiling = config.compile and isinstance(task, nn.Module)
+    layers = compiled_layers(task, run.device) if compiling else nullcontext()  # type: ignore[arg-type]
+    with layers, weights_in(torch.bfloat16, config, run.parts):
         if resume:
             run.restore()
         # Before the log: worker processes are forked here, and the log starts threads.
@@ -125,8 +127,6 @@ class _Run:
         self.order: Order = order or SeededOrder(length=len(dataset), batch_size=config.batch_size, seed=config.seed)
         if isinstance(task, nn.Module):
             task.to(self.device)
-            if config.compile:
-                compile_layers(task, self.device)
         self.parts = freeze_and_select(task, config.learning_rates)
         kept = config.master_weights
         if kept == "bf16" and self.precision != kept:

@@ -93,6 +93,17 @@ def test_within_uncompiled_nothing_of_it_runs() -> None:
     assert backend.graphs
 
 
+def test_every_stack_is_compiled_and_of_hooked_layers_the_children() -> None:
+    model = tiny_model()
+    encoder: Any = model.modalities["image"].encoder  # type: ignore[union-attr]
+    decoder: Any = model.decoder
+    compiled = compile_layers(model, CPU, backend="eager")
+    adapted = decoder.adapters["image"].layers.children()
+    expected = {*encoder.layers, *encoder.global_layers, *adapted}
+    expected |= {child for layer in decoder.seam.layers for child in layer.children()}
+    assert set(compiled) == expected
+
+
 def test_layers_of_unlike_lengths_stay_as_they_are() -> None:
     encoder, backend = Conformer(ConformerConfig(width=16, layers=2, heads=2, ffn=32)), Counting()
     compile_layers(encoder, CPU, backend=backend)  # type: ignore[arg-type]
@@ -107,6 +118,7 @@ class Stack(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(SwiGLU(4, 8) for _ in range(2))
+        self.was_compiled: list[bool] = []
 
     def __len__(self) -> int:
         return 8
@@ -120,6 +132,7 @@ class Stack(nn.Module):
     def loss(self, batch: Tensor) -> tuple[Tensor, int]:
         x = batch
         for layer in self.layers:
+            self.was_compiled.append(layer._compiled_call_impl is not None)
             x = x + layer(x)
         return (x - 1).square().sum(), len(batch)
 
@@ -132,13 +145,18 @@ def test_a_run_is_compiled_where_it_is_asked_for(tmp_path: Path) -> None:
         )
         folder = tmp_path / str(compiled)
         train(task=task, dataset=task, collate=torch.stack, config=settings, run_dir=folder)
-        assert all((layer._compiled_call_impl is not None) == compiled for layer in task.layers)
+        assert task.was_compiled == [compiled] * 2 * 3
+        assert all(layer._compiled_call_impl is None for layer in task.layers)  # the model is handed back as it was
     for plain, compiled in zip(*(task.parameters() for task in tasks), strict=True):
         torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match="--compile: found no C"):
+    with pytest.raises(UserError, match=r"--train\.compile: found no C"):
         compile_layers(Stack(), CPU)
     compile_layers(Stack(), torch.device("cuda"))  # its compiler comes with torch
+    monkeypatch.undo()
+    monkeypatch.setattr("sysconfig.get_path", lambda name: "/nowhere")
+    with pytest.raises(UserError, match=r"/nowhere/Python\.h is not there; expected the headers of Python"):
+        compile_layers(Stack(), CPU)
