@@ -1,9 +1,10 @@
 """Turns about media of one kind: the same prompt for many samples is encoded once."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from multimodal.batch import Turn
+from multimodal.batch import Turn, misread
 from multimodal.messages import Message, Prompt, encode_prompt
 from multimodal.model import MultimodalModel
 
@@ -28,6 +29,14 @@ class Turns:
                 self._prompts.clear()
             self._prompts[key] = encode_prompt(messages, self.model.vocabulary)
         return self.model.turn(messages, self._prompts[key], answer)
+
+    def learnt(
+        self, asked: Iterable[tuple[str, str]], rng: random.Random, *, media: int = 1, share_misread: float = 0.0
+    ) -> tuple[Turn, ...]:
+        """Turns to learn from, of texts with their answers; see `multimodal.batch.misread`."""
+        tokens = self.model.decoder.vocab_size
+        made = [self(text, answer, media=media) for text, answer in asked]
+        return tuple(misread(turn, share=share_misread, tokens=tokens, rng=rng) for turn in made)
 
     def _messages(self, text: str, media: int) -> Sequence[Message]:
         shown: list[dict[str, Any]] = [{"type": self.kind, self.kind: None} for _ in range(media)]

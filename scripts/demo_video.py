@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
-from multimodal.errors import run_cli
+from multimodal.errors import UserError, run_cli
 from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
@@ -26,6 +26,10 @@ class Config(VideoQAConfig):
     """Clips with held-out combinations in the evaluation, with one question each."""
     cards: int = 24
     """Clips shown in the report."""
+
+    def __post_init__(self) -> None:
+        if self.held_out < 2 or self.cards < 0:
+            raise UserError(f"--held-out {self.held_out}, --cards {self.cards}: expected 2 or more, 0 or more")
 
 
 def main() -> None:
@@ -47,6 +51,14 @@ def main() -> None:
     for evaluation in evaluations.values():
         print(evaluation)
     memory = peak_memory_mb(model.device)
+    facts = {
+        **proof.metrics(),
+        "train_seconds": result.seconds,
+        "total_seconds": time.perf_counter() - started,
+        "samples_per_second": result.samples_per_second,
+        "peak_memory_mb": memory,
+    }
+    write_json(config.run_dir / "metrics.json", metrics | facts)
     shown = random.Random(seed).sample(range(config.held_out), min(config.cards, config.held_out))
     report = video_report(
         evaluations=evaluations,
@@ -64,14 +76,6 @@ def main() -> None:
         decoder=proof,
     )
     write_report(config.run_dir / "report.html", report)
-    facts = {
-        **proof.metrics(),
-        "train_seconds": result.seconds,
-        "total_seconds": time.perf_counter() - started,
-        "samples_per_second": result.samples_per_second,
-        "peak_memory_mb": memory,
-    }
-    write_json(config.run_dir / "metrics.json", metrics | facts)
     print(f"report: {config.run_dir / 'report.html'}")
 
 

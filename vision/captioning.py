@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from multimodal.batch import Sample, Turn, misread
+from multimodal.batch import Sample
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
@@ -49,8 +49,9 @@ class CaptionSamples:
         if found is None:
             return None
         question = found.question or self.prompt
-        turns = [self.turns(question, text, media=len(found.images)) for text in found.draw(self.captions, rng)]
-        return Sample({"image": found.images}, _misread(self.turns, turns, share=self.misread, rng=rng))
+        asked = [(question, text) for text in found.draw(self.captions, rng)]
+        turns = self.turns.learnt(asked, rng, media=len(found.images), share_misread=self.misread)
+        return Sample({"image": found.images}, turns)
 
 
 class SceneSamples:
@@ -91,13 +92,7 @@ class SceneSamples:
         said = [(CAPTION_PROMPT, caption(scene, rng))]
         said += [(DETAIL_PROMPT, scene_in_words(scene, rng)) for _ in range(self.details)]
         said += [question_answer(scene, rng) for _ in range(self.questions)]
-        turns = [self.turns(prompt, answer) for prompt, answer in said]
-        return Sample({"image": (tiles,)}, _misread(self.turns, turns, share=self.misread, rng=rng))
-
-
-def _misread(turns: Turns, made: Sequence[Turn], *, share: float, rng: random.Random) -> tuple[Turn, ...]:
-    tokens = turns.model.decoder.vocab_size
-    return tuple(misread(turn, share=share, tokens=tokens, rng=rng) for turn in made)
+        return Sample({"image": (tiles,)}, self.turns.learnt(said, rng, share_misread=self.misread))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,10 @@ class ClipSamples:
 
     Args:
         questions: turns of each clip and epoch, drawn from its questions; all of them if there are fewer.
+        own_first: ask the first question of a clip, the one that it was made for, in any case; of the others first a
+            kind is drawn and then one of it.
         choice: share of the questions with options that are asked as multiple choice.
+        misread: share of the words already said that are read wrong; see `multimodal.batch.misread`.
         on_error: a broken clip is skipped and counted, or ends the run.
     """
 
@@ -42,10 +45,13 @@ class ClipSamples:
         clips: ClipSet,
         *,
         questions: int = 1,
+        own_first: bool = False,
         choice: float = 0.0,
+        misread: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
-        self.clips, self.questions, self.choice = clips, questions, choice
+        self.clips, self.questions, self.own_first = clips, questions, own_first
+        self.choice, self.misread = choice, misread
         self.turns = Turns(model, kind="video")
         self.broken = BrokenSamples(on_error=on_error, what="clips")
 
@@ -56,13 +62,24 @@ class ClipSamples:
         clip = self.clips[index]
         asked = [
             multiple_choice(question) if question.options and rng.random() < self.choice else question
-            for question in rng.sample(clip.questions, min(self.questions, len(clip.questions)))
+            for question in self._draw(clip.questions, rng)
         ]
         video: Any = self.turns.model.modalities["video"]
         frames = self.broken.read(lambda: video.prepare(clip.clip, between=clip.between), id=clip.name)
         if frames is None:
             return None
-        return Sample({"video": (frames,)}, tuple(self.turns(one.question, one.answer) for one in asked))
+        said = [(one.question, one.answer) for one in asked]
+        return Sample({"video": (frames,)}, self.turns.learnt(said, rng, share_misread=self.misread))
+
+    def _draw(self, questions: Sequence[ClipQuestion], rng: random.Random) -> list[ClipQuestion]:
+        count = min(self.questions, len(questions))
+        if not self.own_first:
+            return rng.sample(questions, count)
+        drawn, left = [questions[0]], list(questions[1:])
+        while len(drawn) < count:
+            kind = rng.choice(sorted({one.kind for one in left}))
+            drawn.append(left.pop(rng.choice([i for i, one in enumerate(left) if one.kind == kind])))
+        return drawn
 
 
 @dataclass(frozen=True)

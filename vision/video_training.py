@@ -58,6 +58,8 @@ class ClipDataConfig:
     """Questions about a clip learnt in one step; the clip is encoded once for all of them."""
     choice: float = 0.3
     """Share of the questions with options that are asked as multiple choice, by option letter."""
+    misread: float = 0.0
+    """Share of the words already said that the decoder reads wrong in training, so that clips are looked at."""
     cuttings: int = 0
     """So many parts of one to four words are cut out of GRID's training clips, by their word_times.tsv, and learnt from
     as well."""
@@ -71,6 +73,17 @@ class ClipDataConfig:
     """Their frames."""
     clip_folder: Path | None = None
     """Where their files are kept; by default in the run folder."""
+
+    def __post_init__(self) -> None:
+        wrong = {
+            f"--data.questions {self.questions}: expected 1 or more": self.questions < 1,
+            f"--data.dev-count {self.dev_count}: expected 0 or more": self.dev_count < 0,
+            f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
+            f"--data.misread {self.misread}: expected 0 to below 1": not 0 <= self.misread < 1,
+        }
+        for what, holds in wrong.items():
+            if holds:
+                raise UserError(what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,7 +307,15 @@ def _stage(
     data = config.data
     return train(
         task=model,
-        dataset=ClipSamples(model, clips, questions=data.questions, choice=data.choice, on_error=data.on_error),
+        dataset=ClipSamples(
+            model,
+            clips,
+            questions=data.questions,
+            own_first=data.source == CLIPS,
+            choice=data.choice,
+            misread=data.misread,
+            on_error=data.on_error,
+        ),
         collate=model.collate,
         config=settings,
         run_dir=config.run_dir / name,

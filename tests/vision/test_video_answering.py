@@ -55,6 +55,26 @@ def test_a_sample_is_the_conversation(model: MultimodalModel, clips: list[Questi
     assert chosen == model.sample(ask(clips[0].clip, "Which way? (a) right (b) left"), "b").turns[0]
 
 
+def test_a_clip_is_asked_what_it_was_made_for_and_of_the_others_every_kind_alike(
+    model: MultimodalModel, clips: list[QuestionedClip]
+) -> None:
+    many = tuple(ClipQuestion("direction", f"Which way does {n} move?", "left") for n in range(30))
+    clip = QuestionedClip(clips[0].clip, (LEFT, *many, COUNT), "a")
+    samples = ClipSamples(model, [clip], questions=3, own_first=True)
+    drawn = [samples._draw(clip.questions, random.Random(seed)) for seed in range(60)]
+    assert all(one[0] == LEFT and len(set(one)) == 3 for one in drawn)
+    assert sum(COUNT in one for one in drawn) > 30  # one of 31, and yet in most
+    plain = ClipSamples(model, [clip], questions=3)
+    assert sum(LEFT in plain._draw(clip.questions, random.Random(seed)) for seed in range(60)) < 30
+    short = QuestionedClip(clips[0].clip, (LEFT, COUNT), "a")
+    assert samples._draw(short.questions, random.Random(0)) == [LEFT, COUNT]
+
+
+def test_words_already_said_may_be_read_wrong(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
+    found = ClipSamples(model, clips, questions=2, misread=0.9).sample(0, random.Random(0))
+    assert found is not None and any(turn.misread not in (None, turn.answer) for turn in found.turns)
+
+
 def test_broken_clips_are_skipped_and_counted_or_end_the_run(
     model: MultimodalModel, clips: list[QuestionedClip]
 ) -> None:

@@ -48,6 +48,13 @@ def losses(run_dir: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run_dir / "log.jsonl").read_text().splitlines()]
 
 
+def test_numbers_that_cannot_be_are_refused_before_training() -> None:
+    for wrong in ({"questions": 0}, {"dev_count": -1}, {"choice": 1.5}, {"misread": 1.0}):
+        (name,) = wrong
+        with pytest.raises(UserError, match=f"--data.{name.replace('_', '-')} "):
+            ClipDataConfig(**wrong)  # type: ignore[arg-type]
+
+
 def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
     full = replace(
         config,
