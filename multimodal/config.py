@@ -45,6 +45,13 @@ class _Field:
         return dict in self.kinds and not (isinstance(self.default, Mapping) and self.default)
 
 
+def expect_at_least(least: float, *, of: str = "", **settings: float) -> None:
+    """Raises `UserError`, which names the flag, if a setting is below `least`; `of` stands before their names."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise UserError(f"--{of}{name.replace('_', '-')} {value}: expected {least} or more")
+
+
 def parse(config_class: type[C], argv: Sequence[str] | None = None, *, description: str | None = None) -> C:
     """Make a configuration of flags (by default those of `sys.argv`); `--config FILE.yaml` puts a file's before them.
 

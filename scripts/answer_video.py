@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from PIL import Image
 
-from multimodal.config import parse
+from multimodal.config import expect_at_least, parse
 from multimodal.errors import UserError, run_cli
 from multimodal.messages import Message
 from multimodal.model import MultimodalModel
@@ -38,6 +39,12 @@ class Config:
     attention: Path | None = None
     """Picture file for a film strip of the clips with the weight of each frame, word by word."""
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        expect_at_least(1, beams=self.beams, max_new_tokens=self.max_new_tokens)
+        known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+        if self.attention is not None and self.attention.suffix.lower() not in known:
+            raise UserError(f"--attention {self.attention}: expected the name of a picture, such as strip.png")
 
 
 def main() -> None:

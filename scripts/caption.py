@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from multimodal.config import parse
+from multimodal.config import expect_at_least, parse
 from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
 from vision.caption_pictures import attention_picture, caption_pictures, find_pictures
@@ -47,6 +47,11 @@ class Config:
     attention: Path | None = None
     """Folder for a picture of where each word looked."""
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        expect_at_least(1, beams=self.beams, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        if self.temperature <= 0:
+            raise UserError(f"--temperature {self.temperature}: expected more than 0")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from multimodal.chart import Chart, curve_from_log
-from multimodal.config import parse
+from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
@@ -26,6 +26,10 @@ class Config(CaptioningConfig):
     """Held-out scenes in the evaluation, with two questions each."""
     cards: int = 24
     """Scenes shown in the report."""
+
+    def __post_init__(self) -> None:
+        expect_at_least(2, held_out=self.held_out)  # the controls need another picture
+        expect_at_least(0, cards=self.cards)
 
 
 def main() -> None:

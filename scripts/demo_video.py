@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 
 from multimodal.chart import Chart, curve_from_log
-from multimodal.config import parse
-from multimodal.errors import UserError, run_cli
+from multimodal.config import expect_at_least, parse
+from multimodal.errors import run_cli
 from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
@@ -28,8 +28,8 @@ class Config(VideoQAConfig):
     """Clips shown in the report."""
 
     def __post_init__(self) -> None:
-        if self.held_out < 2 or self.cards < 0:
-            raise UserError(f"--held-out {self.held_out}, --cards {self.cards}: expected 2 or more, 0 or more")
+        expect_at_least(2, held_out=self.held_out)  # the controls need another clip
+        expect_at_least(0, cards=self.cards)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from multimodal.config import parse
+from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
@@ -50,6 +50,10 @@ class Config:
     force_decoder: bool = False
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        expect_at_least(1, beams=self.beams, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
+        expect_at_least(0, count=self.count, cards=self.cards)
+
 
 def main() -> None:
     config = parse(Config, description=__doc__)
@@ -79,6 +83,14 @@ def main() -> None:
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
     write_json(config.run_dir / "metrics.json", metrics | facts)
+    lines = (
+        json.dumps({"image": asked.source, "prompt": asked.prompt, "text": text}, ensure_ascii=False)
+        for evaluation in evaluations
+        for asked, text in zip(evaluation.samples, evaluation.predictions, strict=True)
+    )
+    (config.run_dir / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    for evaluation in evaluations:
+        print(evaluation)
     shown = random.Random(config.seed).sample(
         range(len(evaluations[0].samples)), min(config.cards, len(evaluations[0].samples))
     )
@@ -94,14 +106,6 @@ def main() -> None:
         ),
     )
     write_report(config.run_dir / "report.html", report)
-    lines = (
-        json.dumps({"image": asked.source, "prompt": asked.prompt, "text": text}, ensure_ascii=False)
-        for evaluation in evaluations
-        for asked, text in zip(evaluation.samples, evaluation.predictions, strict=True)
-    )
-    (config.run_dir / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    for evaluation in evaluations:
-        print(evaluation)
     print(f"report: {config.run_dir / 'report.html'}")
 
 

@@ -1,10 +1,10 @@
 """Where each word looked: cross-attention weights over image tokens, drawn as heat on the picture.
 
 The weights come from `multimodal.attention_weights`. Image tokens lie tile by tile, row by row over the canvas, each
-tile a class token and then its patches (Llama 3 paper, section 7.2 / spec A2.2); the picture fills the top left of the
-canvas and the rest is padding (spec A3).
+tile a class token (or whatever an encoder puts first) and then its patches (Llama 3 paper, section 7.2 / spec A2.2);
+the picture fills the top left of the canvas and the rest is padding (spec A3).
 
-Legend: T words or tokens, S image tokens of one picture (tiles * (patches + 1)), p patches along the side of a tile.
+Legend: T words or tokens, S image tokens of one picture (tiles * (1 + patches)), p patches along the side of a tile.
 """
 
 import math
@@ -47,19 +47,21 @@ def merge_tokens(pieces: Sequence[str], weights_TS: Tensor) -> tuple[list[str], 
     return words, torch.stack([torch.stack(group).mean(0) for group in rows])
 
 
-def attention_heat(weights_TS: Tensor, *, grid: Grid, patches_per_side: int) -> Tensor:
-    """Weights over the tokens of one picture -> heat over its canvas [T, rows * p, columns * p], without class tokens.
+def attention_heat(weights_TS: Tensor, *, grid: Grid, patches_per_side: int, before: int = 1) -> Tensor:
+    """Weights over the tokens of one picture -> heat over its canvas [T, rows * p, columns * p], of the patches alone.
 
-    Raises: ValueError if S is not rows * columns * (p * p + 1).
+    `before`: tokens of a tile that stand before its patches: a class token, registers.
+
+    Raises: ValueError if S is not rows * columns * (before + p * p).
     """
     (rows, columns), p = grid, patches_per_side
-    tokens = rows * columns * (p * p + 1)
+    tokens = rows * columns * (before + p * p)
     if weights_TS.shape[-1] != tokens:
         found = weights_TS.shape[-1]
         raise ValueError(
             f"weights over {found} tokens, expected {tokens} for grid {grid} with {p} x {p} patches a tile"
         )
-    tiles = weights_TS.reshape(-1, rows, columns, p * p + 1)[..., 1:]
+    tiles = weights_TS.reshape(-1, rows, columns, before + p * p)[..., before:]
     tiles = tiles.reshape(-1, rows, columns, p, p).permute(0, 1, 3, 2, 4)
     return tiles.reshape(-1, rows * p, columns * p)
 

@@ -139,15 +139,16 @@ class ImageTextSample:
         return tuple(rng.sample(self.captions, min(count, len(self.captions))))
 
     @property
-    def tiles(self) -> Tiles:
-        """The first picture, the only one in captioning.
+    def tiles(self) -> tuple[Tiles, ...]:
+        """The pictures.
 
         Raises:
-            ValueError: there are its features alone.
+            ValueError: there are features alone of one of them.
         """
-        if isinstance(self.images[0], EncodedPicture):
+        found = tuple(image for image in self.images if not isinstance(image, EncodedPicture))
+        if len(found) < len(self.images):
             raise ValueError(f"{self.id}: an encoded picture; expected tiles")
-        return self.images[0]
+        return found
 
 
 class CaptionImages:

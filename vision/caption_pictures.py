@@ -59,12 +59,12 @@ def attention_picture(
     """The picture once per word of the caption, bright where the word looked: mean over layers and heads.
 
     Raises:
-        UserError: the encoder gives more tokens than its patches and a class token, so that they cannot be placed.
+        UserError: the encoder gives fewer tokens than patches, so that they cannot be placed.
     """
     modality: Any = model.modalities["image"]
     rgb = open_picture(picture)
     tiles: Tiles = modality.prepare(rgb)
-    sides = _patch_side(modality.encoder)
+    side, before = _patches(modality.encoder)
     turn: Turn = Turns(model)(prompt, caption)
     ids = turn.answer[:-1]
     batch = model.collate([Sample({"image": (tiles,)}, (turn,))]).to(model.device)
@@ -73,17 +73,19 @@ def attention_picture(
     weights_TS = torch.stack(looks).mean(0)[0, len(turn.prompt) - 1 :][: len(ids)].float().cpu()
     pieces = [model.tokenizer.decode([token]) for token in ids]
     words, weights_WS = merge_tokens([str(piece) for piece in pieces], weights_TS)
-    heat = attention_heat(weights_WS, grid=tiles.grid, patches_per_side=sides)
+    heat = attention_heat(weights_WS, grid=tiles.grid, patches_per_side=side, before=before)
     rows, columns = tiles.grid
     fitted = modality.tiling.fit(*rgb.size)
     canvas = (columns * modality.tiling.tile_size, rows * modality.tiling.tile_size)
     return draw_attention(rgb, words, heat, (fitted[0] / canvas[0], fitted[1] / canvas[1]))
 
 
-def _patch_side(encoder: Any) -> int:
+def _patches(encoder: Any) -> tuple[int, int]:
+    """Patches along the side of a tile, and how many tokens stand before them: class token, registers."""
     if isinstance(encoder, ImageEncoder):
-        return encoder.config.patch_side
+        return encoder.config.patch_side, 1
     side = encoder.tile_size // encoder.model.config.patch_size
-    if encoder.tokens_per_tile != side * side + 1:
-        raise UserError(f"{encoder.tokens_per_tile} tokens a tile: expected {side * side} patches and a class token")
-    return side
+    before = encoder.tokens_per_tile - side * side
+    if before < 0:
+        raise UserError(f"{encoder.tokens_per_tile} tokens a tile: expected a token for each of {side * side} patches")
+    return side, before

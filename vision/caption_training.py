@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from multimodal.adapter_merge import START
-from multimodal.config import dump
+from multimodal.config import dump, expect_at_least
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
@@ -69,6 +69,8 @@ class DataConfig:
     """Share of the words already said that the decoder reads wrong in training, so that pictures are looked at."""
 
     def __post_init__(self) -> None:
+        expect_at_least(1, of="data.", captions=self.captions, scenes=self.scenes, scene_size=self.scene_size)
+        expect_at_least(0, of="data.", dev_count=self.dev_count, questions=self.questions, details=self.details)
         if not 0 <= self.misread < 1:
             raise UserError(f"--data.misread {self.misread}: expected 0 to below 1")
 

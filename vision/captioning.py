@@ -1,8 +1,10 @@
 """What an image adapter is trained and judged on: captions of pictures, and questions about them."""
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -97,16 +99,22 @@ class SceneSamples:
 
 @dataclass(frozen=True)
 class Asked:
-    """One thing to ask of one picture, with everything that counts as right. `source` tells pictures apart; `picture`
-    is there if it was rendered, since no file has it then.
+    """One thing to ask of one or several pictures, with everything that counts as right. `source` names the record;
+    `picture` is there if it was rendered, since no file has it then.
     """
 
-    image: Tiles
+    images: tuple[Tiles, ...]
     prompt: str
     references: tuple[str, ...]
     source: str
     scene: Scene | None = None
     picture: Image.Image | None = None
+
+    @cached_property
+    def looks(self) -> str:
+        """Equal where the pictures look alike, whichever records they are from."""
+        pixels = (tiles.pixels.numpy().tobytes() for tiles in self.images)
+        return hashlib.sha256(b"".join(pixels)).hexdigest()
 
 
 def ask_scenes(
@@ -118,27 +126,31 @@ def ask_scenes(
         picture, scene, rng = scene_sample(index, seed=seed, split="held_out", size=size)
         tiles = model.modalities["image"].prepare(picture)  # type: ignore[operator]
         name = f"scene {index}"
-        captions.append(Asked(tiles, CAPTION_PROMPT, (caption(scene, rng),), name, scene, picture))
+        captions.append(Asked((tiles,), CAPTION_PROMPT, (caption(scene, rng),), name, scene, picture))
         for _ in range(2):
             question, answer = question_answer(scene, rng)
-            questions.append(Asked(tiles, question, (answer,), name, scene))
+            questions.append(Asked((tiles,), question, (answer,), name, scene))
     return captions, questions
 
 
 def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PROMPT) -> list[Asked]:
-    """Captioned pictures to caption again; all their captions are references."""
+    """Captioned pictures to caption again; all their captions are references.
+
+    Raises:
+        ValueError: there are features alone of a picture.
+    """
     return [Asked(s.tiles, s.question or prompt, s.captions, s.id) for s in samples]
 
 
 def answer_all(
     model: MultimodalModel, asked: Sequence[Asked], media_from: Sequence[int | None], *, batch_size: int, **options: Any
 ) -> list[str]:
-    """What the model says, each sample shown the picture of sample `media_from[i]`, or a blank one for None."""
-    turns = Turns(model)
+    """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None."""
+    turns, image = Turns(model), model.modalities["image"]
     samples = []
     for one, source in zip(asked, media_from, strict=True):
-        tiles = model.modalities["image"].blank(one.image) if source is None else asked[source].image  # type: ignore[operator]
-        samples.append(Sample({"image": (tiles,)}, (turns(one.prompt, None),)))
+        shown = tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
+        samples.append(Sample({"image": shown}, (turns(one.prompt, None, media=len(shown)),)))
     return model.generate_all(samples, batch_size=batch_size, **options)
 
 
@@ -172,5 +184,5 @@ def evaluate_with_controls(
         lambda samples, media_from: answer_all(model, samples, media_from, batch_size=batch_size, **options),
         asked,
         random.Random(f"controls/{seed}"),
-        media_of=lambda one: one.source,
+        media_of=lambda one: one.looks,
     )

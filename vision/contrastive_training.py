@@ -103,7 +103,7 @@ class CaptionPairs:
 
     def sample(self, index: int, rng: random.Random) -> CaptionedTiles | None:
         found = self.images.sample(index, rng)
-        return None if found is None else CaptionedTiles(found.tiles, found.draw(self.captions, rng))
+        return None if found is None else CaptionedTiles(found.tiles[0], found.draw(self.captions, rng))
 
 
 def collate_pairs(pairs: Sequence[CaptionedTiles], tokenizer: AnyTokenizer, *, length: int) -> ContrastiveBatch:

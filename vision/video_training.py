@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from multimodal.adapter_merge import START
-from multimodal.config import dump
+from multimodal.config import dump, expect_at_least
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.word_times import WORD_TIMES, read_word_times
@@ -75,9 +75,9 @@ class ClipDataConfig:
     """Where their files are kept; by default in the run folder."""
 
     def __post_init__(self) -> None:
+        expect_at_least(1, of="data.", questions=self.questions, clips=self.clips)
+        expect_at_least(0, of="data.", dev_count=self.dev_count, cuttings=self.cuttings)
         wrong = {
-            f"--data.questions {self.questions}: expected 1 or more": self.questions < 1,
-            f"--data.dev-count {self.dev_count}: expected 0 or more": self.dev_count < 0,
             f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
             f"--data.misread {self.misread}: expected 0 to below 1": not 0 <= self.misread < 1,
         }

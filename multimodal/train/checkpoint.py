@@ -63,7 +63,8 @@ def save_checkpoint(
 
 
 def write_step(folder: Path, step: int, *, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
-    """Write `folder/step-00000042`, whole or not at all, then remove all but the newest `keep` there.
+    """Write `folder/step-00000042`, whole or not at all, in the place of one that is there; then remove all but this
+    and the newest others, `keep` in all.
 
     Raises `UserError` if it cannot be written; the others are then untouched.
     """
@@ -75,13 +76,16 @@ def write_step(folder: Path, step: int, *, tensors: dict[str, Tensor], state: di
         (temporary / "state.json").write_text(json.dumps(state))
         for path in (temporary / "tensors.safetensors", temporary / "state.json", temporary):
             _sync(path)
+        if final.exists():
+            os.replace(final, final.with_name(f"tmp-old-{final.name}"))
         os.replace(temporary, final)
         _sync(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write checkpoint {final}: {reason}: expected a writable disk with room") from error
-    for old in [*steps_in(folder)[keep:], *folder.glob("tmp-*")]:
+    others = [old for old in steps_in(folder) if old != final]
+    for old in [*others[keep - 1 :], *folder.glob("tmp-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

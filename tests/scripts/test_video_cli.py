@@ -47,6 +47,10 @@ BAD: dict[str, tuple[str, str]] = {
     "answer_video {tmp}/notes.mp4 --adapter {adapter}": ("notes.mp4", "expected a video"),
     "answer_video {tmp}/none.mp4 --adapter {images}": ("has no video adapter", "video"),
     "answer_video {tmp}/none.mp4": ("--adapter", "expected a value"),
+    "answer_video {tmp}/none.mp4 --adapter {adapter} --attention strip": ("--attention strip", "strip.png"),
+    "answer_video {tmp}/none.mp4 --adapter {adapter} --max-new-tokens 0": ("--max-new-tokens 0", "1 or more"),
+    "demo_video --config {recipe} --run-dir {tmp}/x --held-out 1": ("--held-out 1", "expected 2 or more"),
+    "train_video_qa --config {recipe} --run-dir {tmp}/x --data.questions 0": ("--data.questions 0", "1 or more"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone": (
         "gone",
         "expected a folder of clips",

@@ -9,7 +9,8 @@ from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.tiling import Tiling
 
 
-def test_heat_puts_every_patch_back_where_the_tiling_cut_it() -> None:
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_heat_puts_every_patch_back_where_the_tiling_cut_it(before: int) -> None:
     tiling, p = Tiling(tile_size=8, max_tiles=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)), 4
     noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     for width, height in ((16, 16), (32, 8), (8, 24)):
@@ -17,8 +18,8 @@ def test_heat_puts_every_patch_back_where_the_tiling_cut_it() -> None:
         tiles = tiling.tile(picture)
         assert tiles.grid == (height // 8, width // 8)
         patches = tiles.pixels.mean(1).unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2)).flatten(1)  # [n, p * p]
-        tokens = torch.cat([torch.full((len(patches), 1), 99.0), patches], dim=1).flatten()[None]
-        heat = attention_heat(tokens, grid=tiles.grid, patches_per_side=p)[0]
+        tokens = torch.cat([torch.full((len(patches), before), 99.0), patches], dim=1).flatten()[None]
+        heat = attention_heat(tokens, grid=tiles.grid, patches_per_side=p, before=before)[0]
         canvas = torch.from_numpy(np.array(picture)).float().mean(-1) / 255
         torch.testing.assert_close(heat, canvas.unfold(0, 2, 2).unfold(1, 2, 2).mean((-1, -2)))
 

@@ -233,7 +233,7 @@ def test_real_flickr8k() -> None:
     records = read_captions(DATA / "flickr8k", split="test")
     assert {len(record.captions) for record in records} == {5}
     sample = CaptionImages(records, Tiling(64, 1, stretch=True)).sample(0, random.Random(0))
-    assert sample is not None and sample.tiles.pixels.shape == (1, 3, 64, 64)
+    assert sample is not None and sample.tiles[0].pixels.shape == (1, 3, 64, 64)
     assert not any(caption.endswith(" .") for caption in sample.captions)
 
 
@@ -314,13 +314,13 @@ def test_captions_and_augmentation_are_drawn_from_the_generator(tmp_path: Path) 
     drawn = [data.sample(0, random.Random(seed)) for seed in (*range(20), *range(20))]
     for one, again in zip(drawn[:20], drawn[20:], strict=True):
         assert one is not None and again is not None
-        assert torch.equal(one.tiles.pixels, again.tiles.pixels)
+        assert torch.equal(one.tiles[0].pixels, again.tiles[0].pixels)
         assert one.captions == ("A dog.", "A cat", "a fox")
     one = drawn[0]
     assert one is not None
     assert {one.draw(1, random.Random(seed)) for seed in range(20)} == {("A dog.",), ("A cat",), ("a fox",)}
     assert set(one.draw(5, random.Random(0))) == set(one.captions) and len(set(one.draw(2, random.Random(0)))) == 2
-    assert len({one.tiles.pixels.sum().item() for one in drawn if one}) > 10
+    assert len({one.tiles[0].pixels.sum().item() for one in drawn if one}) > 10
     plain = CaptionImages([record], Tiling(16, 4), tidy=False).sample(0, random.Random(0))
     assert plain is not None and plain.captions == record.captions
 
@@ -331,7 +331,7 @@ def test_several_pictures_and_a_question(tmp_path: Path) -> None:
     sample = CaptionImages([record], Tiling(8, 1)).sample(0, random.Random(0))
     assert sample is not None and sample.question == "Same?" and len(sample.images) == 2
     assert not torch.equal(sample.images[0].pixels, sample.images[1].pixels)
-    assert sample.tiles is sample.images[0]
+    assert sample.tiles == sample.images
 
 
 def test_broken_pictures_are_skipped_counted_and_the_first_ones_named(

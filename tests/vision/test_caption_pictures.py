@@ -132,5 +132,8 @@ def test_attention_over_an_encoder_of_transformers(tmp_path: Path) -> None:
     assert drawn(model, picture(64, 32), "a fox").numel()
     SiglipVisionModel(SiglipVisionConfig(**SHAPE)).save_pretrained(tmp_path / "siglip")
     model = tiny_model(ImageConfig(encoder=EncoderOptions(name=str(tmp_path / "siglip"))))
-    with pytest.raises(UserError, match="16 tokens a tile: expected 16 patches and a class token"):
+    assert drawn(model, picture(64, 32), "a fox").numel()  # without a class token
+    encoder: Any = model.modalities["image"].encoder  # type: ignore[union-attr]
+    encoder.model.config.patch_size = 2
+    with pytest.raises(UserError, match="16 tokens a tile: expected a token for each of 256 patches"):
         attention_picture(model, picture(64, 32), "a fox")

@@ -29,8 +29,8 @@ PICTURES = {"first": picture(2 * TILE, TILE, seed=1), "second": picture(2 * TILE
 def evaluations(model: MultimodalModel) -> tuple[Evaluation[Asked], Evaluation[Asked]]:
     prepare: Any = model.modalities["image"].prepare
     tiles = {name: prepare(image) for name, image in PICTURES.items()}
-    captions = [Asked(t, "Describe the image.", (f"the {n} picture", "a picture"), n) for n, t in tiles.items()]
-    questions = [Asked(t, f"Who is {n}?", ("A fox",), n) for n, t in tiles.items()]
+    captions = [Asked((t,), "Describe the image.", (f"the {n} picture", "a picture"), n) for n, t in tiles.items()]
+    questions = [Asked((t,), f"Who is {n}?", ("A fox",), n) for n, t in tiles.items()]
     scores = {"cider_d": Scores(name="cider_d", score=0.5, shuffled=0.1, blank=0.2)}
     answered = {"qa_accuracy": Scores(name="qa_accuracy", score=0.5, shuffled=0.0, blank=0.25)}
     return (

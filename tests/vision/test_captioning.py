@@ -1,5 +1,6 @@
 """What is learnt and asked, and the proof that learning works: pictures are told apart, and the controls fail."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -170,7 +171,7 @@ def test_all_captions_of_a_picture_are_references(model: MultimodalModel, captio
 def asked_of(model: MultimodalModel, pictures: Sequence[Image.Image], texts: Sequence[str]) -> list[Asked]:
     prepare: Callable[[Image.Image], Tiles] = model.modalities["image"].prepare  # type: ignore[assignment]
     return [
-        Asked(prepare(image), CAPTION_PROMPT, (text,), f"picture {i}")
+        Asked((prepare(image),), CAPTION_PROMPT, (text,), f"picture {i}")
         for i, (image, text) in enumerate(zip(pictures, texts, strict=True))
     ]
 
@@ -189,7 +190,38 @@ def test_each_sample_is_shown_the_picture_that_it_is_to_be_shown(
     monkeypatch.setattr(model, "generate", generate)
     assert answer_all(model, asked, [0, 3, None, 1, 1], batch_size=2, num_beams=3) == ["text"] * 5
     for pixels, source in zip(shown, (0, 3, None, 1, 1), strict=True):
-        assert not pixels.any() if source is None else torch.equal(pixels, asked[source].image.pixels)
+        assert not pixels.any() if source is None else torch.equal(pixels, asked[source].images[0].pixels)
+
+
+def test_all_pictures_of_a_record_are_shown_and_none_of_them_to_its_own_control(
+    model: MultimodalModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Several questions about one picture are several records; each picture stands with another, too."""
+    for name in "abc":
+        picture(seed=ord(name)).save(tmp_path / f"{name}.png")
+    rows = [([f"{name}.png"], f"{name}{i}") for name in "abc" for i in range(4)] + [(["a.png", "b.png"], "ab")]
+    lines = [json.dumps({"images": names, "question": f"Who is {q}?", "answer": q}) for names, q in rows]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    found = CaptionImages(read_captions(tmp_path / "some.jsonl"), model.modalities["image"].tiling)  # type: ignore[arg-type]
+    samples = [found.sample(i, random.Random(i)) for i in range(len(found))]
+    asked = ask_captions([s for s in samples if s is not None])
+    assert [len(one.images) for one in asked] == [1] * 12 + [2]
+    shown: list[list[torch.Tensor]] = []
+
+    def generate(samples: Sequence[Sample], **options: Any) -> list[str]:
+        for sample in samples:
+            assert len(sample.turns[0].media["image"]) == len(sample.media["image"])
+            shown.append([tiles.pixels for tiles in sample.media["image"]])
+        return ["text"] * len(samples)
+
+    monkeypatch.setattr(model, "generate", generate)
+    evaluate_with_controls(model, asked, batch_size=4)
+    true, shuffled, blank = shown[:13], shown[13:26], shown[26:]
+    for one, mine, anothers, nothing in zip(asked, true, shuffled, blank, strict=True):
+        own = [tiles.pixels for tiles in one.images]
+        assert all(map(torch.equal, mine, own)) and len(mine) == len(own) == len(nothing)
+        assert len(anothers) != len(own) or not all(map(torch.equal, anothers, own))
+        assert not any(pixels.any() for pixels in nothing)
 
 
 def test_scenes_get_every_score_and_pictures_those_of_captions(
@@ -250,7 +282,7 @@ def groups_of(model: MultimodalModel) -> list[dict[str, Any]]:
 def test_an_adapter_learns_to_tell_pictures_apart_that_the_frozen_decoder_cannot() -> None:
     model, asked = model_of_eight_captions()
     turns = Turns(model)
-    samples = [Sample({"image": (one.image,)}, (turns(one.prompt, one.references[0]),)) for one in asked]
+    samples = [Sample({"image": one.images}, (turns(one.prompt, one.references[0]),)) for one in asked]
     batch, before = model.collate(samples), model.decoder.sha256()
 
     def step() -> torch.Tensor:

@@ -180,7 +180,7 @@ def test_pictures_come_with_their_captions(model: MultimodalModel, captions_fold
 def test_rewards_alone_teach_which_caption_a_picture_has() -> None:
     model, asked = model_of_eight_captions()
     turn = Turns(model)(CAPTION_PROMPT, None)
-    batch = [Referenced(Sample({"image": (one.image,)}, (turn,)), one.references) for one in asked]
+    batch = [Referenced(Sample({"image": one.images}, (turn,)), one.references) for one in asked]
     task = SelfCriticalTask(model, [one.references for one in asked], draws=8).train()
     before = evaluate_with_controls(model, asked, max_new_tokens=16).scores["cider_d"].score
 

@@ -1,6 +1,7 @@
 """A run ends with the weights of its best evaluation, also after a kill."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,31 @@ def test_what_was_best_before_a_kill_is_best_afterwards(tmp_path: Path) -> None:
     again = ToyTask()
     _, result = run(tmp_path, task=again, evaluate=lambda step: scored(again, {}, step), resume=True, **options)
     assert same(state(again), seen[10]) and result.metrics["best_step"] == 10
+
+
+@pytest.mark.parametrize(("before", "now", "best"), [({10: 0.5}, 0.9, 10), ({15: 0.5}, 0.9, 10), ({15: 0.9}, 0.5, 15)])
+def test_a_run_that_goes_on_otherwise_than_before_the_kill_keeps_the_best_of_both(
+    tmp_path: Path, before: dict[int, float], now: float, best: int
+) -> None:
+    """As where a clock ends the run: the steps after the last checkpoint are other ones the second time."""
+    task, seen = ToyTask(), {}
+    task.interrupt_at = 16
+    options: dict[str, Any] = {"eval_every": 5, "keep_best": "score", "save_every": 8}
+
+    def evaluate(task: ToyTask, scores: dict[int, float], step: int) -> dict[str, float]:
+        seen[step] = state(task)
+        return {"score": scores.get(step, 0.0)}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, task=task, evaluate=lambda step: evaluate(task, before, step), **options)
+    expected = seen[best]
+    again = ToyTask()
+    _, result = run(
+        tmp_path, task=again, evaluate=lambda step: evaluate(again, {10: now}, step), resume=True, **options
+    )
+    assert result.metrics["best_step"] == best and result.metrics["score"] == max(now, *before.values())
+    assert same(state(again), seen[best] if best == 10 else expected)
+    assert [folder.name for folder in (tmp_path / "best").iterdir()] == [f"step-{best:08d}"]
 
 
 def test_a_new_run_forgets_what_was_best_before(tmp_path: Path) -> None:
