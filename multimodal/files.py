@@ -91,12 +91,26 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, and the folder for it: all of it or, if anything fails, nothing."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A draft to write to, which takes the place of the file at the end; if anything fails, an older one stays. The
+    folder for it is made.
+
+    Raises:
+        UserError: safetensors cannot write (a full disk).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        yield draft
         os.replace(draft, path)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}; expected a writable disk with room") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, and the folder for it: all of it or, if anything fails, nothing."""
+    with new_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")

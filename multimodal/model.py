@@ -331,9 +331,13 @@ class MultimodalModel(nn.Module):
             inserted=self.inserted(batch),
             **options,
         )
-        end = options.get("eos_token_id", self.decoder.lm.generation_config.eos_token_id)
-        ends = {end} if isinstance(end, int) else set(end or ())
+        ends = self.ends(options.get("eos_token_id"))
         return [_up_to(ends, ids) for ids in ids_BT.tolist()]
+
+    def ends(self, end: int | Sequence[int] | None = None) -> set[int]:
+        """Tokens that end an answer: the decoder's own, or those given."""
+        end = self.decoder.lm.generation_config.eos_token_id if end is None else end
+        return {end} if isinstance(end, int) else set(end or ())
 
     def generate_all(self, samples: Iterable[Sample], *, batch_size: int, **options: Any) -> list[str]:
         """Answers to any number of samples, in order; taken from the iterable no sooner than they are needed."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
@@ -72,10 +73,17 @@ def read_decoder(name: str, *, dtype: torch.dtype) -> tuple[PreTrainedModel, Any
 
 
 def write_decoder(lm: PreTrainedModel, tokenizer: AnyTokenizer, folder: Path) -> None:
-    """A folder that `read_decoder` and `transformers` read."""
-    with quiet_transformers():
-        lm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    """A folder that `read_decoder` and `transformers` read.
+
+    Raises:
+        UserError: safetensors cannot write (a full disk).
+    """
+    try:
+        with quiet_transformers():
+            lm.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"cannot write {folder}: {error}; expected a writable disk with room") from error
 
 
 def read_tokenizer(path: str, *, name: str) -> AnyTokenizer:

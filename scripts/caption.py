@@ -7,13 +7,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
 
 from multimodal.config import expect_at_least, parse
 from multimodal.errors import UserError, run_cli
+from multimodal.files import write_whole
 from multimodal.model import MultimodalModel
 from vision.caption_pictures import attention_picture, caption_pictures, find_pictures
 from vision.captioning import CAPTION_PROMPT
@@ -61,12 +62,26 @@ def main() -> None:
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
     torch.manual_seed(config.seed)
-    options = {"max_new_tokens": config.max_new_tokens}
+    options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.sample:
-        options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}  # type: ignore[dict-item]
+        options |= {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
     else:
         options |= {"num_beams": config.beams}
-    lines, broken = [], 0
+    lines: list[str] = []
+    try:
+        broken = _caption(config, model, pictures, options, lines)
+    finally:  # what was said before an interruption is kept, too
+        if config.output is not None and lines:
+            write_whole(config.output, "".join(f"{line}\n" for line in lines))
+    if broken == len(pictures):
+        raise UserError(f"none of {len(pictures)} pictures could be read")
+
+
+def _caption(
+    config: Config, model: MultimodalModel, pictures: list[Path], options: dict[str, Any], lines: list[str]
+) -> int:
+    """Adds a line for each picture to `lines`; returns how many could not be read."""
+    broken = 0
     for i, found in caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options):
         if isinstance(found, UserError):
             if len(pictures) == 1:
@@ -81,11 +96,7 @@ def main() -> None:
             config.attention.mkdir(parents=True, exist_ok=True)
             drawn = attention_picture(model, pictures[i], found, prompt=config.prompt)
             drawn.save(config.attention / f"{i:04d}-{pictures[i].stem}.png")
-    if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    if broken == len(pictures):
-        raise UserError(f"none of {len(pictures)} pictures could be read")
+    return broken
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
+from multimodal.files import write_whole
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
@@ -88,7 +89,7 @@ def main() -> None:
         for evaluation in evaluations
         for asked, text in zip(evaluation.samples, evaluation.predictions, strict=True)
     )
-    (config.run_dir / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(config.run_dir / "captions.jsonl", "".join(f"{line}\n" for line in lines))
     for evaluation in evaluations:
         print(evaluation)
     shown = random.Random(config.seed).sample(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from multimodal.errors import UserError
+from multimodal.files import new_file, write_whole
 from multimodal.pretrained import encoder_folder
 from speech.conformer import Conformer, ConformerConfig
 from speech.features import LogMel
@@ -23,12 +24,12 @@ def _both(log_mel: LogMel, encoder: Conformer) -> nn.Module:
 
 def save_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
     """Write an encoder with its features. A start needs no more digits than bf16 has; statistics keep theirs."""
-    folder.mkdir(parents=True, exist_ok=True)
     both = _both(log_mel, encoder)
     tensors = dict(both.state_dict()) | {n: p.detach().to(torch.bfloat16) for n, p in both.named_parameters()}
     tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
-    save_file(tensors, folder / ENCODER_FILE)
-    (folder / ENCODER_CONFIG).write_text(json.dumps(asdict(encoder.config), indent=2) + "\n")
+    with new_file(folder / ENCODER_FILE) as draft:
+        save_file(tensors, draft)
+    write_whole(folder / ENCODER_CONFIG, json.dumps(asdict(encoder.config), indent=2) + "\n")
 
 
 def read_encoder_config(folder: Path) -> ConformerConfig:

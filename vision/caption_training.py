@@ -269,6 +269,11 @@ def _stages(config: CaptioningConfig) -> list[_Stage]:
                 "judged by; expected --data.source to be captioned pictures, or 0"
             )
         settings = config.self_critical.settings(main, rates={part: rate / 10 for part, rate in rates.items()})
+        if config.self_critical.contrast and settings.batch_size // settings.accumulate < 2:
+            raise UserError(
+                f"--self-critical.contrast {config.self_critical.contrast}: {settings.batch_size} pictures in "
+                f"{settings.accumulate} micro-batches; expected two or more in each, to be compared"
+            )
         stages.append(_Stage("self_critical", settings))
     for stage in stages:
         if set(stage.settings.learning_rates) != set(rates):

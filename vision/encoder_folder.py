@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from multimodal.errors import UserError
+from multimodal.files import new_file, write_whole
 from multimodal.pretrained import encoder_folder
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 
@@ -17,11 +18,11 @@ ENCODER_FILE, ENCODER_CONFIG = "encoder.safetensors", "encoder_config.json"
 
 def save_encoder(encoder: ImageEncoder, folder: Path) -> None:
     """Write the encoder's weights and sizes, for `--encoder.weights`. A start needs no more digits than bf16 has."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().to(torch.bfloat16).contiguous() for name, t in encoder.state_dict().items()}
-    save_file(tensors, folder / ENCODER_FILE)
+    with new_file(folder / ENCODER_FILE) as draft:
+        save_file(tensors, draft)
     sizes = {field.name: getattr(encoder.config, field.name) for field in fields(ImageEncoderConfig)}
-    (folder / ENCODER_CONFIG).write_text(json.dumps(sizes, indent=2) + "\n")
+    write_whole(folder / ENCODER_CONFIG, json.dumps(sizes, indent=2) + "\n")
 
 
 def read_encoder(folder: Path) -> ImageEncoder:

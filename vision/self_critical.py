@@ -108,7 +108,8 @@ class SelfCriticalTask(nn.Module):
         with uncompiled():
             ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        said = [f"{t} {END}" if len(one) < MAX_NEW_TOKENS else t for t, one in zip(texts, ids, strict=True)]
+        ends = self.model.ends()
+        said = [f"{t} {END}" if one[-1] in ends else t for t, one in zip(texts, ids, strict=True)]
         reward_C = self._reward(said, [_ended(one.references) for one in batch])
         advantage_C = advantages(reward_C, draws=self.draws).to(self.model.device)
         return self._weighted(asked, ids, advantage_C), len(ids)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,19 @@ def pictures(tmp_path: Path, captions_folder: Path) -> Path:
         shutil.copy(captions_folder / "images" / name, folder)
     (folder / "3.jpg").write_bytes(b"\xff\xd8\xff and no more")
     return folder
+
+
+def test_what_was_said_before_an_interruption_is_kept(
+    cli: Cli, pictures: Path, adapter_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Iterator[tuple[int, str]]:
+        yield 0, "a fox"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.caption.caption_pictures", interrupted)
+    ended = cli("caption", pictures, "--adapter", adapter_folder, "--output", tmp_path / "said.jsonl")
+    assert ended.status == 130
+    assert [json.loads(line)["caption"] for line in (tmp_path / "said.jsonl").read_text().splitlines()] == ["a fox"]
 
 
 def test_a_new_process_says_what_this_one_says_and_skips_what_is_broken(

@@ -139,6 +139,7 @@ def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: Cap
     wrong = {
         "stage self_critical has learning rates for .*enkoder": {"learning_rates": {"enkoder": 0.0}},
         "stage self_critical keeps the best cider_d of --data.dev-count 0": {"keep_best": "cider_d"},
+        r"--self-critical\.contrast 1: 1 pictures in 1 micro-batches; expected two": {"contrast": 1, "batch_size": 1},
     }
     for message, settings in wrong.items():
         with pytest.raises(UserError, match=message):
