@@ -16,7 +16,6 @@ from multimodal.batch import Batch, Sample, Turn
 from multimodal.decoder import FrozenDecoder
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import builtin_folder
-from multimodal.train.compiled import compile_layers
 from multimodal.train.config import TrainConfig
 from multimodal.train.optim import build_optimizer, freeze_and_select, scale_and_clip
 from multimodal.train.precision import autocast
@@ -73,8 +72,6 @@ def captioning_model(settings: Settings, job: Job) -> MultimodalModel:
         adapter = ImageAdapterConfig(cross_layers=size.cross_layers)
         model.add("image", ImageConfig(encoder=size.encoder, adapter=adapter))
     _open_gates(model.modalities)
-    if settings.compile != "nobody":
-        compile_layers(model, device)
     return model.train()
 
 

@@ -176,8 +176,15 @@ class _Ours:
     side: Side
 
 
-def _ours(settings: Settings, job: Job) -> _Ours:
+def _training_model(settings: Settings, job: Job) -> MultimodalModel:
     model = captioning_model(settings, job)
+    if settings.compile != "nobody":
+        compile_layers(model, settings.torch_device)
+    return model
+
+
+def _ours(settings: Settings, job: Job) -> _Ours:
+    model = _training_model(settings, job)
     batch = captioning_batch(model, settings, job)
     step = training_step(lambda: model.loss(batch), optimizer_of(model, job), settings)
     return _Ours(model, batch, Side(step, job.batch, real_tokens(batch), _flops(model, batch, settings, job)))
@@ -246,7 +253,7 @@ def _mllama_side(
 
 def _cached_against_mllama(settings: Settings, job: Job) -> Pair:
     """Pictures are files here; the peer has its tiles ready, ours reads features from disk."""
-    model = captioning_model(settings, job)
+    model = _training_model(settings, job)
     image: Any = model.modalities["image"]
     folder = tempfile.TemporaryDirectory(prefix="benchmark-features-")
     paths = _write_pictures(Path(folder.name), settings, job)

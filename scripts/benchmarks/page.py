@@ -42,17 +42,23 @@ def show(results: Sequence[SuiteResult], console: Console) -> None:
 def write(results: Sequence[SuiteResult], settings: Settings, folder: Path, *, began: float) -> Path:
     """`<suite>.json`, `plots/*.png` and `report.html` in a folder; the page's path."""
     machine = {"device": _device(settings), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    about = {"size": settings.size.name, "precision": settings.precision, "machine": machine}
+    about = {
+        "size": settings.size.name,
+        "precision": settings.precision,
+        "machine": machine,
+        "compiled": settings.compile,
+    }
     for result in results:
         write_json(folder / f"{result.suite}.json", about | {"shapes": asdict(settings.size)} | result.to_dict())
     charts = _charts([row for result in results for row in result.rows])
     for chart in charts:
         _plot(chart, folder / "plots")
     page = folder / "report.html"
+    compiled = {"nobody": "", "ours": " Our layers are compiled.", "both": " Layers are compiled on both sides."}
     run = RunFacts(
         title="Measured side by side",
-        subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and "
-        "weights on both sides, timed in turn, after their outputs were found to agree.",
+        subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and weights "
+        f"on both sides, timed in turn, after their outputs were found to agree.{compiled[settings.compile]}",
         seed=settings.seed,
         seconds=time.perf_counter() - began,
         peak_memory_mb=peak_memory_mb(settings.torch_device),
