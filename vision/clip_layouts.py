@@ -144,7 +144,10 @@ def perception_rows(path: Path) -> list[ClipRow]:
         raise UserError(f"{path}: a {type(videos).__name__}; expected an object with one entry a clip")
     rows = []
     for video, entry in videos.items():
-        for number, asked in enumerate(entry.get("mc_question", ())):
+        asked_of = entry.get("mc_question", ()) if isinstance(entry, dict) else None
+        if not isinstance(asked_of, list | tuple) or not all(isinstance(asked, dict) for asked in asked_of):
+            raise UserError(f"{path}, {video}: no object with a list of questions 'mc_question'; expected one a clip")
+        for number, asked in enumerate(asked_of):
             where = f"{path}, {video}, question {number}"
             values = {
                 "question": _get(asked, "question", where),
@@ -160,6 +163,8 @@ def nextqa_rows(path: Path) -> list[ClipRow]:
     """NExT-QA, with options or open; clips by number, or where the map to VidOR's folders says."""
     mapping = path.parent / "map_vid_vidorID.json"
     folders = parse_json(read_text(mapping, expected=TABLE_EXPECTED), str(mapping)) if mapping.is_file() else {}
+    if not isinstance(folders, dict):
+        raise UserError(f"{mapping}: a {type(folders).__name__}; expected an object with the folder of each clip")
     rows = table_clip_rows(path)
     return [
         ClipRow(row.where, (*row.names, *filter(None, [folders.get(row.names[0])])), row.question, row.split)

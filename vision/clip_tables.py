@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from multimodal.data.tables import hashed_split, manifest_lines, read_text, split_names, table_cells
+from multimodal.data.tables import hashed_split, manifest_lines, read_text, split_names, table_cells, unquoted
 from multimodal.errors import UserError
 from vision.clip_captions import CLIP_PROMPT
 from vision.clip_question import ClipQuestion, QuestionedClip
@@ -114,10 +114,14 @@ def with_options(question: ClipQuestion, values: Mapping[str, Any], where: str) 
     numbered = {int(str(key)[1:]): values[key] for key in values if re.fullmatch(r"a\d{1,3}", str(key))}
     given = values.get("options") or [numbered.get(number, "") for number in range(max(numbered, default=-1) + 1)]
     texts = given.split(OPTION_SEPARATOR) if isinstance(given, str) else given
+    if not isinstance(texts, list):
+        raise UserError(f"{where}: options {texts!r}; expected a list, or texts with {OPTION_SEPARATOR!r} between")
     listed = [str(text).strip() for text in texts]
     options = tuple(dict.fromkeys(text for text in listed if text))
     if not options:
         return question
+    if len(options) > len(ascii_lowercase):
+        raise UserError(f"{where}: {len(options)} options; expected at most {len(ascii_lowercase)}, one a letter")
     answer = question.answer
     if answer not in options or numbered or isinstance(values.get("answer"), int):
         # Numbers and letters count options as they stand, the equal and empty ones among them.
@@ -144,7 +148,8 @@ def table_clip_rows(path: Path) -> list[ClipRow]:
         where = f"{path}, line {line}"
         if len(row) != len(header):
             raise UserError(f"{where}: {len(row)} cells; expected {len(header)} ({', '.join(header)})")
-        values = {key: cell.strip() for key, cell in zip(header, row, strict=True) if cell.strip()}
+        cells_of = ((key, unquoted(cell.strip()).strip()) for key, cell in zip(header, row, strict=True))
+        values = {key: cell for key, cell in cells_of if cell}
         if "video" in values:
             rows.append(ClipRow(where, (values["video"],), question_of(values, where), values.get("split")))
     return rows

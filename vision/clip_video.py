@@ -119,10 +119,14 @@ def _open(file: BinaryIO, name: str) -> "InputContainer":
     start = file.read(8)
     file.seek(0)
     try:
-        return open_container(file)
+        container = open_container(file)
     except FFmpegError as error:
         what = f"the file starts with {start!r}: {error.strerror}"
         raise UserError(f"{name}: not a video ({what}); {EXPECTED}") from error
+    if container.format.name == "tty":  # FFmpeg draws any text, by the ending of its name
+        container.close()
+        raise UserError(f"{name}: not a video (the file starts with {start!r}: a text); {EXPECTED}")
+    return container
 
 
 def _video_stream(container: "InputContainer", name: str, threads: int) -> "VideoStream":

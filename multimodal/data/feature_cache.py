@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -79,12 +80,14 @@ class FeatureCache:
         file = self._file(key)
         try:
             tensors = load_file(file)
-            os.utime(file)
         except (OSError, SafetensorError) as error:
-            if not isinstance(error, FileNotFoundError):
-                file.unlink(missing_ok=True)
+            with suppress(OSError):
+                if isinstance(error, SafetensorError):  # damaged
+                    file.unlink(missing_ok=True)
             self.misses += 1
             return None
+        with suppress(OSError):  # of another user: it only looks older than it is
+            os.utime(file)
         self.hits += 1
         return tensors
 

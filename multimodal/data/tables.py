@@ -98,7 +98,7 @@ def read_table(
             row = [*row[: len(header) - 1], delimiter.join(row[len(header) - 1 :])]
         if len(row) != len(header):
             raise UserError(f"{path}, line {line}: {len(row)} cells; expected {len(header)} ({', '.join(header)})")
-        rows.append((line, {key: _unquote(row[index]).strip() for key, index in where.items()}))
+        rows.append((line, {key: unquoted(row[index]).strip() for key, index in where.items()}))
     return rows
 
 
@@ -115,7 +115,8 @@ def table_cells(text: str) -> list[tuple[int, list[str]]]:
     return [(number, line.split(delimiter)) for number, line in lines if line.strip()]
 
 
-def _unquote(cell: str) -> str:
+def unquoted(cell: str) -> str:
+    """A cell as it was meant: without the quotation marks around it, the doubled ones in it single."""
     inner = cell[1:-1]
     quoted = len(cell) >= 2 and cell[0] == cell[-1] == '"' and '"' not in inner.replace('""', "")
     return inner.replace('""', '"') if quoted else cell

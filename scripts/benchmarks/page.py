@@ -57,8 +57,8 @@ def write(results: Sequence[SuiteResult], settings: Settings, folder: Path, *, b
     compiled = {"nobody": "", "ours": " Our layers are compiled.", "both": " Layers are compiled on both sides."}
     run = RunFacts(
         title="Measured side by side",
-        subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and weights "
-        f"on both sides, timed in turn, after their outputs were found to agree.{compiled[settings.compile]}",
+        subtitle=f"Size {settings.size.name}, {settings.precision}, on {_device(settings)}: the same shapes and "
+        f"weights on both sides, timed in turn, after their outputs were found to agree.{compiled[settings.compile]}",
         seed=settings.seed,
         seconds=time.perf_counter() - began,
         peak_memory_mb=peak_memory_mb(settings.torch_device),

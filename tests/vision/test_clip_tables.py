@@ -52,6 +52,12 @@ def test_a_table_beside_its_clips(tmp_path: Path, clip: Path) -> None:
         read_clips(tmp_path, split="dev")
 
 
+def test_quoted_cells_lose_their_quotes(tmp_path: Path, clip: Path) -> None:
+    table = 'video\tquestion\tanswer\nb.mp4\t"is it ""red""?"\t"yes"\n'
+    lay_out(tmp_path, clip, ["b.mp4"], {"questions.tsv": table})
+    assert only(read_clips(tmp_path))[1] == ClipQuestion("", 'is it "red"?', "yes")
+
+
 def test_a_manifest(tmp_path: Path, clip: Path) -> None:
     lines = [
         {"video": "a.mp4", "question": "Who?", "answers": ["a dog", "dog"], "kind": "subject"},
@@ -160,6 +166,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "empty": ({"q.tsv": "video\tanswer\n"}, "no questions in it"),
     "no clip": ({"q.tsv": "video\tanswer\nzz\tb\n"}, r"q\.tsv, line 2: clip 'zz' not found, nor any other; looked in"),
     "no list": ({"train_qa.json": {}}, r"train_qa\.json: a dict; expected a list of questions"),
+    "options": ({"q.jsonl": '{"video": "a.mp4", "answer": "b", "options": 5}'}, "options 5; expected a list"),
+    "many options": (
+        {"q.tsv": "video\tanswer\toptions\na.mp4\to3\t" + "|".join(f"o{n}" for n in range(27)) + "\n"},
+        "27 options; expected at most 26, one a letter",
+    ),
+    "no questions": ({"mc_question_train.json": {"v": []}}, r"v: no object with a list of questions 'mc_question'"),
+    "no map": (
+        {"train.csv": "video,answer\na,b\n", "map_vid_vidorID.json": []},
+        r"map_vid_vidorID\.json: a list; expected an object with the folder of each clip",
+    ),
     "no id": ({"train_qa.json": [{"answer": "b"}]}, "entry 0: no 'video_id'; keys found: answer"),
 }
 

@@ -259,6 +259,9 @@ def test_a_single_frame_and_a_sound_longer_than_the_pictures(tmp_path: Path) -> 
 def test_what_is_not_a_video_is_refused_in_one_line(tmp_path: Path) -> None:
     refuses(b"hello world " * 50, "not a video", "hello")
     refuses(bytes(range(256)) * 20, "not a video")
+    (tmp_path / "notes.txt").write_text("hello world " * 50)  # which FFmpeg would draw
+    with pytest.raises(UserError, match=r"notes\.txt: not a video \(the file starts with .*: a text\)"):
+        read(tmp_path / "notes.txt", 4)
     write_clip(tmp_path / "a.mp4")
     refuses((tmp_path / "a.mp4").read_bytes()[:2000], "not a video")  # the index of a plain MP4 is at its end
     with av.open(str(tmp_path / "sound.mka"), "w") as file:

@@ -38,6 +38,19 @@ def test_an_entry_that_cannot_be_read_counts_as_absent_and_is_made_anew(tmp_path
     assert cache.store(key, entry()) and cache.load(key) is not None
 
 
+def test_a_good_entry_of_another_user_is_read_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, key = FeatureCache(tmp_path, max_gb=1), cache_key(1)
+    cache.store(key, entry())
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.utime", refused)
+    assert cache.load(key) is not None
+    monkeypatch.setattr("multimodal.data.feature_cache.load_file", refused)
+    assert cache.load(key) is None and len(list(tmp_path.glob("*/*"))) == 1
+
+
 def test_a_full_cache_drops_what_other_runs_left_and_keeps_its_own(tmp_path: Path) -> None:
     before = FeatureCache(tmp_path, max_gb=8e-6)  # 8,000 bytes: some seven entries of a thousand
     for i in range(6):
