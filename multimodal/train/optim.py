@@ -71,9 +71,10 @@ def build_optimizer(
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Weight decay is for matrices: not for gates, norms, biases, class tokens, or tables of embeddings."""
+    """Weight decay is for the weights of layers, which are called so: not for gates, norms, biases, class tokens,
+    latents, or tables of positions and other embeddings."""
     matrix = sum(size > 1 for size in parameter.shape) >= 2
-    return matrix and "embed" not in name.rsplit(".", 1)[-1] and not name.endswith("bias")
+    return matrix and name.endswith("weight")
 
 
 def learning_rate_factor(config: TrainConfig, step: int, elapsed: float = 0.0) -> float:

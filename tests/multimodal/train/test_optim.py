@@ -12,10 +12,12 @@ from multimodal.train import TrainConfig
 from multimodal.train.optim import (
     build_optimizer,
     freeze_and_select,
+    is_decayed,
     learning_rate_factor,
     scale_and_clip,
     set_learning_rates,
 )
+from tests.tiny_models import tiny_video_model
 
 
 class Task(nn.Module):
@@ -50,6 +52,19 @@ def test_only_matrices_decay() -> None:
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in everything} == {id(p) for p in task.parameters()}
     assert len(everything) == len(list(task.parameters()))
+
+
+def test_tables_and_latents_of_the_parts_do_not_decay() -> None:
+    named = dict(tiny_video_model().named_parameters())
+    tables = {name for name, p in named.items() if p.dim() > 1 and not is_decayed(name, p)}
+    encoder = "modalities.image.encoder"
+    assert tables == {
+        f"{encoder}.positions.local_LD",
+        f"{encoder}.positions.tiled_RLD",
+        f"{encoder}.pre_tile.table_RD",
+        f"{encoder}.post_tile.table_RD",
+        "decoder.adapters.video.aggregator.latents_QD",
+    }
 
 
 def test_each_part_has_its_own_rate() -> None:
