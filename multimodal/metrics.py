@@ -114,14 +114,15 @@ def bleu4(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> fl
         return float(Bleu(4).compute_score(gold, hypotheses, verbose=0)[0][3])
 
 
-def exact_match(predictions: Sequence[str], answers: Sequence[str]) -> float:
-    """Share of predictions equal to the answer after `normalise_answer`, 0 to 1. Raises UserError as `bleu4` does."""
+def exact_match(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Share of predictions that are right by `is_right`, each with the answers that count, 0 to 1. Raises UserError as
+    `bleu4` does.
+    """
     if len(predictions) != len(answers) or not predictions:
         raise UserError(
             f"exact match: found {len(predictions)} predictions for {len(answers)} answers, expected equally many"
         )
-    same = (normalise_answer(p) == normalise_answer(a) for p, a in zip(predictions, answers, strict=True))
-    return sum(same) / len(answers)
+    return sum(map(is_right, predictions, answers)) / len(answers)
 
 
 def normalise_answer(text: str) -> str:

@@ -45,7 +45,7 @@ def main() -> None:
     )
     evaluations = [
         evaluate_with_controls(model, captions, max_new_tokens=64, seed=config.train.seed),
-        evaluate_with_controls(model, questions, answers=True, max_new_tokens=8, seed=config.train.seed),
+        evaluate_with_controls(model, questions, max_new_tokens=8, seed=config.train.seed),
     ]
     for evaluation in evaluations:
         print(evaluation)

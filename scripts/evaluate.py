@@ -20,7 +20,7 @@ from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
 from vision.caption_training import SCENES, read_asked
-from vision.captioning import Asked, ask_scenes, evaluate_with_controls
+from vision.captioning import Asked, ask_scenes, evaluate_both, evaluate_with_controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,13 @@ def main() -> None:
         captions, questions = ask_scenes(model, count=config.count or 500, size=config.scene_size, seed=config.seed + 1)
         evaluations = [
             evaluate_with_controls(model, captions, **options),
-            evaluate_with_controls(model, questions, answers=True, **options),
+            evaluate_with_controls(model, questions, **options),
         ]
         pictures = {}
     else:
         pictures = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
         asked = read_asked(model, config.source, split=config.split, count=config.count, columns=config.columns)
-        evaluations = [evaluate_with_controls(model, asked, **options)]
+        evaluations = evaluate_both(model, asked, **options)
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
     write_json(config.run_dir / "metrics.json", metrics | facts)

@@ -5,6 +5,7 @@ starts from the weights of the one before with a fresh optimizer.
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from multimodal.train.precision import resolve_device, resolve_precision
 from multimodal.train.task import Task
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
-from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_with_controls
+from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_both
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
@@ -242,6 +243,15 @@ def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
         raise UserError(f"{error} {without}") from None
     if len(asked) < 2:
         raise UserError(f"{data.source}: one picture in split {data.dev_split}; expected at least two {without}")
+    for what, looks in (
+        ("captions", [one.looks for one in asked if not one.question]),
+        ("questions", [one.looks for one in asked if one.question]),
+    ):
+        if looks and 2 * max(Counter(looks).values()) > len(looks):
+            raise UserError(
+                f"{data.source}: more than half of the {what} in split {data.dev_split} are of one picture; expected "
+                f"others, for the controls to show {without}"
+            )
     return asked
 
 
@@ -292,7 +302,8 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
     """Train one stage: on captions, or, if it is the self-critical one, on what the model draws."""
 
     def evaluate(step: int) -> dict[str, float]:
-        return evaluate_with_controls(model, dev, max_new_tokens=MAX_NEW_TOKENS).metrics()
+        found = evaluate_both(model, dev, max_new_tokens=MAX_NEW_TOKENS)
+        return {name: value for evaluation in found for name, value in evaluation.metrics().items()}
 
     use_feature_cache(model, config, stage.settings)
     task: Task = model

@@ -109,6 +109,8 @@ class Asked:
     source: str
     scene: Scene | None = None
     picture: Image.Image | None = None
+    question: bool = False
+    """Asked for an answer, and not for a caption."""
 
     @cached_property
     def looks(self) -> str:
@@ -129,17 +131,17 @@ def ask_scenes(
         captions.append(Asked((tiles,), CAPTION_PROMPT, (caption(scene, rng),), name, scene, picture))
         for _ in range(2):
             question, answer = question_answer(scene, rng)
-            questions.append(Asked((tiles,), question, (answer,), name, scene))
+            questions.append(Asked((tiles,), question, (answer,), name, scene, question=True))
     return captions, questions
 
 
 def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PROMPT) -> list[Asked]:
-    """Captioned pictures to caption again; all their captions are references.
+    """Captioned pictures to caption again, or to ask their question; all their captions, or answers, are right.
 
     Raises:
         ValueError: there are features alone of a picture.
     """
-    return [Asked(s.tiles, s.question or prompt, s.captions, s.id) for s in samples]
+    return [Asked(s.tiles, s.question or prompt, s.captions, s.id, question=bool(s.question)) for s in samples]
 
 
 def answer_all(
@@ -162,14 +164,13 @@ def _score_captions(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, fl
 
 
 def _score_answers(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, float]:
-    return {"qa_accuracy": exact_match(texts, [one.references[0] for one in asked])}
+    return {"qa_accuracy": exact_match(texts, [one.references for one in asked])}
 
 
 def evaluate_with_controls(
     model: MultimodalModel,
     asked: Sequence[Asked],
     *,
-    answers: bool = False,
     seed: int = 0,
     batch_size: int = 64,
     **options: Any,
@@ -177,12 +178,23 @@ def evaluate_with_controls(
     """Captions (CIDEr-D, BLEU-4, object F1 on scenes) or answers (exact match), each beside its two controls.
 
     The controls show the model another sample's picture, and a blank one. Options are those of `generate`.
+
+    Raises:
+        ValueError: captions and answers together.
     """
+    if len({one.question for one in asked}) > 1:
+        raise ValueError("captions and answers have scores of their own; expected one or the other")
     model.eval()
     return with_controls(
-        _score_answers if answers else _score_captions,
+        _score_answers if asked and asked[0].question else _score_captions,
         lambda samples, media_from: answer_all(model, samples, media_from, batch_size=batch_size, **options),
         asked,
         random.Random(f"controls/{seed}"),
         media_of=lambda one: one.looks,
     )
+
+
+def evaluate_both(model: MultimodalModel, asked: Sequence[Asked], **options: Any) -> list[Evaluation[Asked]]:
+    """`evaluate_with_controls` of the captions and of the answers, whichever are asked for."""
+    parts = [[one for one in asked if one.question == wanted] for wanted in (False, True)]
+    return [evaluate_with_controls(model, part, **options) for part in parts if part]

@@ -175,9 +175,6 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
     tiling = Tiling(encoder.tile_size, config.encoder.max_tiles, config.stretch, encoder.pixel_mean, encoder.pixel_std)
     held_out = _pairs(config, tiling, dev=True) if config.data.dev_count else None
 
-    def evaluate(step: int) -> dict[str, float]:
-        return measure(task, held_out, tokenizer, length=config.text_length) if held_out is not None else {}
-
     pairs = _pairs(config, tiling, dev=False)
     result = train(
         task=task,
@@ -186,7 +183,9 @@ def pretrain_image_encoder(config: ContrastiveConfig) -> TrainResult:
         config=config.train,
         run_dir=config.run_dir,
         resume=config.resume,
-        evaluate=evaluate,
+        evaluate=(
+            None if held_out is None else lambda step: measure(task, held_out, tokenizer, length=config.text_length)
+        ),
         config_yaml=dump(config),
         order=training_order(config.data, config.train, samples=len(pairs)),
     )

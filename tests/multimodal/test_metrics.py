@@ -136,8 +136,9 @@ def test_one_sample_has_no_document_frequencies() -> None:
 
 
 def test_exact_match_ignores_case_space_and_the_final_stop_only() -> None:
-    assert exact_match([" Red. ", "two  dogs", "a cat", "blue"], ["red", "Two dogs.", "cat", "green"]) == 0.5
-    for predictions, answers in ([], []), (["a"], ["a", "b"]):
+    answers = [["red"], ["2 dogs", "Two dogs."], ["cat"], ["green"]]
+    assert exact_match([" Red. ", "two  dogs", "a cat", "blue"], answers) == 0.5
+    for predictions, answers in ([], []), (["a"], [["a"], ["b"]]):
         with pytest.raises(UserError, match="exact match"):
             exact_match(predictions, answers)
 
@@ -174,7 +175,7 @@ def test_controls_tell_a_model_that_looks_from_one_that_does_not() -> None:
         return ["red" for _ in media_from]
 
     def score(predictions, samples):
-        return {"accuracy": exact_match(predictions, samples)}
+        return {"accuracy": exact_match(predictions, [[sample] for sample in samples])}
 
     seen = with_controls(score, looks, colours, random.Random(0), media_of=lambda colour: colour)
     assert seen.scores["accuracy"] == Scores("accuracy", 1.0, 0.0, 0.0)

@@ -28,6 +28,7 @@ from vision.captioning import (
     answer_all,
     ask_captions,
     ask_scenes,
+    evaluate_both,
     evaluate_with_controls,
 )
 from vision.scene_language import named_objects
@@ -215,7 +216,8 @@ def test_all_pictures_of_a_record_are_shown_and_none_of_them_to_its_own_control(
         return ["text"] * len(samples)
 
     monkeypatch.setattr(model, "generate", generate)
-    evaluate_with_controls(model, asked, batch_size=4)
+    (found_answers,) = evaluate_both(model, asked, batch_size=4)
+    assert set(found_answers.scores) == {"qa_accuracy"}
     true, shuffled, blank = shown[:13], shown[13:26], shown[26:]
     for one, mine, anothers, nothing in zip(asked, true, shuffled, blank, strict=True):
         own = [tiles.pixels for tiles in one.images]
@@ -230,9 +232,13 @@ def test_scenes_get_every_score_and_pictures_those_of_captions(
     captions, questions = ask_scenes(model, count=3, size=TILE, seed=2)
     monkeypatch.setattr(model, "generate", lambda samples, **_: ["a red circle"] * len(samples))
     assert set(evaluate_with_controls(model, captions).scores) == {"cider_d", "bleu4", "object_f1"}
+    both = evaluate_both(model, [*questions, *captions])
+    assert [len(one.samples) for one in both] == [3, 6] and [len(one.scores) for one in both] == [3, 1]
+    with pytest.raises(ValueError, match="scores of their own"):
+        evaluate_with_controls(model, [*captions, *questions])
     plain = [replace(one, scene=None) for one in captions]
     assert set(evaluate_with_controls(model, plain).scores) == {"cider_d", "bleu4"}
-    assert set(evaluate_with_controls(model, questions, answers=True).scores) == {"qa_accuracy"}
+    assert set(evaluate_with_controls(model, questions).scores) == {"qa_accuracy"}
 
 
 COLOURS = {
