@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.cider.cider_scorer import CiderScorer
+from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
 from multimodal.errors import UserError
 
@@ -84,8 +84,16 @@ class CiderD:
     def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         """A score for each prediction against its own references."""
         scorer = _CorpusScorer(documents=self._documents, frequency=self._frequency)
+        tests: dict[str, Any] = {}  # several captions of one picture, and one with those of several, are cooked once
+        golds: dict[tuple[str, ...], Any] = {}
         for text, several in zip(predictions, references, strict=True):
-            scorer.cook_append(_coco_text(text), [_coco_text(reference) for reference in several])
+            key = tuple(several)
+            if text not in tests:
+                tests[text] = cook_test(_coco_text(text))
+            if key not in golds:
+                golds[key] = cook_refs([_coco_text(reference) for reference in several])
+            scorer.ctest.append(tests[text])
+            scorer.crefs.append(golds[key])
         return [float(score) for score in scorer.compute_cider()]
 
 

@@ -331,13 +331,13 @@ class MultimodalModel(nn.Module):
             inserted=self.inserted(batch),
             **options,
         )
-        ends = self.ends(options.get("eos_token_id"))
+        ends = _ids(options["eos_token_id"]) if "eos_token_id" in options else self.ends
         return [_up_to(ends, ids) for ids in ids_BT.tolist()]
 
-    def ends(self, end: int | Sequence[int] | None = None) -> set[int]:
-        """Tokens that end an answer: the decoder's own, or those given."""
-        end = self.decoder.lm.generation_config.eos_token_id if end is None else end
-        return {end} if isinstance(end, int) else set(end or ())
+    @property
+    def ends(self) -> set[int]:
+        """The decoder's tokens that end an answer."""
+        return _ids(self.decoder.lm.generation_config.eos_token_id)
 
     def generate_all(self, samples: Iterable[Sample], *, batch_size: int, **options: Any) -> list[str]:
         """Answers to any number of samples, in order; taken from the iterable no sooner than they are needed."""
@@ -359,6 +359,11 @@ class MultimodalModel(nn.Module):
 def _groups_of(lengths: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
     """`length_groups` of some of the rows, each in order."""
     return [sorted(rows[at] for at in group) for group in length_groups([lengths[row] for row in rows])] if rows else []
+
+
+def _ids(setting: int | Sequence[int] | None) -> set[int]:
+    """Token ids as transformers lets them be given: one, several or none."""
+    return {setting} if isinstance(setting, int) else set(setting or ())
 
 
 def _up_to(ends: Collection[int], ids: list[int]) -> list[int]:

@@ -68,35 +68,28 @@ def main() -> None:
     else:
         options |= {"num_beams": config.beams}
     lines: list[str] = []
+    broken = 0
+    said = caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options)
     try:
-        broken = _caption(config, model, pictures, options, lines)
+        for i, found in said:
+            if isinstance(found, UserError):
+                if len(pictures) == 1:
+                    raise found
+                broken += 1
+                print(f"skipped: {found}", file=sys.stderr)
+                continue
+            lines.append(json.dumps({"image": str(pictures[i]), "caption": found}, ensure_ascii=False))
+            if config.output is None:
+                print(lines[-1], flush=True)
+            if config.attention is not None and found:
+                config.attention.mkdir(parents=True, exist_ok=True)
+                drawn = attention_picture(model, pictures[i], found, prompt=config.prompt)
+                drawn.save(config.attention / f"{i:04d}-{pictures[i].stem}.png")
     finally:  # what was said before an interruption is kept, too
         if config.output is not None and lines:
             write_whole(config.output, "".join(f"{line}\n" for line in lines))
     if broken == len(pictures):
         raise UserError(f"none of {len(pictures)} pictures could be read")
-
-
-def _caption(
-    config: Config, model: MultimodalModel, pictures: list[Path], options: dict[str, Any], lines: list[str]
-) -> int:
-    """Adds a line for each picture to `lines`; returns how many could not be read."""
-    broken = 0
-    for i, found in caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options):
-        if isinstance(found, UserError):
-            if len(pictures) == 1:
-                raise found
-            broken += 1
-            print(f"skipped: {found}", file=sys.stderr)
-            continue
-        lines.append(json.dumps({"image": str(pictures[i]), "caption": found}, ensure_ascii=False))
-        if config.output is None:
-            print(lines[-1], flush=True)
-        if config.attention is not None and found:
-            config.attention.mkdir(parents=True, exist_ok=True)
-            drawn = attention_picture(model, pictures[i], found, prompt=config.prompt)
-            drawn.save(config.attention / f"{i:04d}-{pictures[i].stem}.png")
-    return broken
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
 from multimodal.files import write_whole
-from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
@@ -20,7 +19,7 @@ from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
 from vision.caption_training import SCENES, read_asked
-from vision.captioning import Asked, ask_scenes, evaluate_both, evaluate_with_controls
+from vision.captioning import ask_scenes, evaluate_both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +68,20 @@ def main() -> None:
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
-    evaluations: list[Evaluation[Asked]] = []
     if config.source == SCENES:
         captions, questions = ask_scenes(model, count=config.count or 500, size=config.scene_size, seed=config.seed + 1)
-        evaluations = [
-            evaluate_with_controls(model, captions, **options),
-            evaluate_with_controls(model, questions, **options),
-        ]
-        pictures = {}
+        asked, pictures = [*captions, *questions], {}
     else:
         pictures = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
         asked = read_asked(model, config.source, split=config.split, count=config.count, columns=config.columns)
-        evaluations = evaluate_both(model, asked, **options)
+    evaluations = evaluate_both(model, asked, **options)
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
     write_json(config.run_dir / "metrics.json", metrics | facts)
     lines = (
-        json.dumps({"image": asked.source, "prompt": asked.prompt, "text": text}, ensure_ascii=False)
+        json.dumps({"image": one.source, "prompt": one.prompt, "text": text}, ensure_ascii=False)
         for evaluation in evaluations
-        for asked, text in zip(evaluation.samples, evaluation.predictions, strict=True)
+        for one, text in zip(evaluation.samples, evaluation.predictions, strict=True)
     )
     write_whole(config.run_dir / "captions.jsonl", "".join(f"{line}\n" for line in lines))
     for evaluation in evaluations:

@@ -5,7 +5,6 @@ starts from the weights of the one before with a fresh optimizer.
 """
 
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from multimodal.config import dump, expect_at_least
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.data.order import Order, SampleSource, SeededOrder
 from multimodal.errors import UserError
+from multimodal.metrics import derangement
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
@@ -25,7 +25,7 @@ from multimodal.train.precision import resolve_device, resolve_precision
 from multimodal.train.task import Task
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import Columns
-from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, evaluate_both
+from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, captions_and_questions, evaluate_both
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
@@ -98,8 +98,7 @@ class SelfCriticalConfig(StageConfig):
     def __post_init__(self) -> None:
         if self.draws < 2:
             raise UserError(f"--self-critical.draws {self.draws}: expected 2 or more, which are compared")
-        if not self.contrast >= 0:
-            raise UserError(f"--self-critical.contrast {self.contrast}: expected 0 or more")
+        expect_at_least(0, of="self-critical.", contrast=self.contrast)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,19 +238,12 @@ def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
     without = "(--data.dev-count 0 trains without)"
     try:
         asked = read_asked(model, data.source, split=data.dev_split, count=data.dev_count, columns=data.columns)
+        if len(asked) < 2:
+            raise UserError(f"{data.source}: one picture in split {data.dev_split}; expected at least two")
+        for part in captions_and_questions(asked):
+            derangement(len(part), random.Random(0), groups=[one.looks for one in part])
     except UserError as error:
         raise UserError(f"{error} {without}") from None
-    if len(asked) < 2:
-        raise UserError(f"{data.source}: one picture in split {data.dev_split}; expected at least two {without}")
-    for what, looks in (
-        ("captions", [one.looks for one in asked if not one.question]),
-        ("questions", [one.looks for one in asked if one.question]),
-    ):
-        if looks and 2 * max(Counter(looks).values()) > len(looks):
-            raise UserError(
-                f"{data.source}: more than half of the {what} in split {data.dev_split} are of one picture; expected "
-                f"others, for the controls to show {without}"
-            )
     return asked
 
 

@@ -194,7 +194,12 @@ def evaluate_with_controls(
     )
 
 
-def evaluate_both(model: MultimodalModel, asked: Sequence[Asked], **options: Any) -> list[Evaluation[Asked]]:
-    """`evaluate_with_controls` of the captions and of the answers, whichever are asked for."""
+def captions_and_questions(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Those asked for a caption and those asked a question, whichever there are: they have scores of their own."""
     parts = [[one for one in asked if one.question == wanted] for wanted in (False, True)]
-    return [evaluate_with_controls(model, part, **options) for part in parts if part]
+    return [part for part in parts if part]
+
+
+def evaluate_both(model: MultimodalModel, asked: Sequence[Asked], **options: Any) -> list[Evaluation[Asked]]:
+    """`evaluate_with_controls` of the captions and of the answers."""
+    return [evaluate_with_controls(model, part, **options) for part in captions_and_questions(asked)]

@@ -108,7 +108,7 @@ class SelfCriticalTask(nn.Module):
         with uncompiled():
             ids = self.model.generate_ids(asked, num_return_sequences=self.draws, **DRAW)
         texts = self.model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        ends = self.model.ends()
+        ends = self.model.ends
         said = [f"{t} {END}" if one[-1] in ends else t for t, one in zip(texts, ids, strict=True)]
         reward_C = self._reward(said, [_ended(one.references) for one in batch])
         advantage_C = advantages(reward_C, draws=self.draws).to(self.model.device)
@@ -116,17 +116,15 @@ class SelfCriticalTask(nn.Module):
 
     def _reward(self, said: Sequence[str], references: Sequence[Sequence[str]]) -> Tensor:
         """The score [C] of each caption, less what it scores with the captions of the pictures that follow its own."""
-
-        def scores(ahead: int) -> Tensor:
-            shown = [*references[ahead:], *references[:ahead]]
-            return torch.tensor(self.score(said, [those for those in shown for _ in range(self.draws)]))
-
-        own_C = scores(0)
+        pictures = min(len(references), 1 + OTHERS) if self.contrast else 1
+        shown = [[*references[ahead:], *references[:ahead]] for ahead in range(pictures)]
+        compared = [those for some in shown for those in some for _ in range(self.draws)]
+        scores = torch.tensor(self.score([*said] * pictures, compared)).view(pictures, -1)
+        own_C = scores[0]
         self._scores = {"reward": own_C.mean().item()}
-        others = range(1, min(len(references), OTHERS + 1)) if self.contrast else ()
-        if not others:
+        if pictures == 1:
             return own_C
-        others_C = torch.stack([scores(ahead) for ahead in others]).mean(dim=0)
+        others_C = scores[1:].mean(dim=0)
         self._scores["reward_of_others"] = others_C.mean().item()
         return own_C - self.contrast * others_C
 

@@ -81,9 +81,9 @@ class FeatureCache:
         try:
             tensors = load_file(file)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                if isinstance(error, SafetensorError):  # damaged
-                    file.unlink(missing_ok=True)
+            if isinstance(error, SafetensorError):  # damaged
+                with suppress(OSError):
+                    file.unlink()
             self.misses += 1
             return None
         with suppress(OSError):  # of another user: it only looks older than it is

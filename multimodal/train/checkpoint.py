@@ -69,7 +69,7 @@ def write_step(folder: Path, step: int, *, tensors: dict[str, Tensor], state: di
     Raises `UserError` if it cannot be written; the others are then untouched.
     """
     final = folder / f"step-{step:08d}"
-    temporary = final.with_name(f"tmp-{final.name}")
+    temporary, old = (final.with_name(f"{kind}-{final.name}") for kind in ("tmp", "tmp-old"))
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "tensors.safetensors")
@@ -77,16 +77,18 @@ def write_step(folder: Path, step: int, *, tensors: dict[str, Tensor], state: di
         for path in (temporary / "tensors.safetensors", temporary / "state.json", temporary):
             _sync(path)
         if final.exists():
-            os.replace(final, final.with_name(f"tmp-old-{final.name}"))
+            os.replace(final, old)
         os.replace(temporary, final)
         _sync(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not final.exists():
+            os.replace(old, final)
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write checkpoint {final}: {reason}: expected a writable disk with room") from error
-    others = [old for old in steps_in(folder) if old != final]
-    for old in [*others[keep - 1 :], *folder.glob("tmp-*")]:
-        shutil.rmtree(old, ignore_errors=True)
+    others = [step for step in steps_in(folder) if step != final]
+    for past in [*others[keep - 1 :], *folder.glob("tmp-*")]:
+        shutil.rmtree(past, ignore_errors=True)
     return final
 
 

@@ -92,9 +92,10 @@ def train(
         if evaluate is None:
             raise UserError(f"--train.keep-best {config.keep_best}: nothing is evaluated here; expected held-out data")
         run.best = Best(config.keep_best, run_dir, resume=resume)
-    compiling = config.compile and isinstance(task, nn.Module)
-    layers = compiled_layers(task, run.device) if compiling else nullcontext()  # type: ignore[arg-type]
-    with layers, weights_in(torch.bfloat16, config, run.parts):
+    with (
+        compiled_layers(task, run.device) if config.compile and isinstance(task, nn.Module) else nullcontext(),
+        weights_in(torch.bfloat16, config, run.parts),
+    ):
         if resume:
             run.restore()
         # Before the log: worker processes are forked here, and the log starts threads.

@@ -119,7 +119,7 @@ def test_what_other_pictures_captions_give_is_taken_off(model: MultimodalModel) 
         def score(
             predictions: Sequence[str], references: Sequence[Sequence[str]], said: list[str] = said
         ) -> list[float]:
-            said[:] = predictions
+            said[:] = predictions[: 2 * DRAWS]  # once for each picture that they are compared with
             of = [numbers[several[0].removesuffix(f" {END}")] for several in references]
             return [len(text) * number for text, number in zip(predictions, of, strict=True)]
 
