@@ -35,8 +35,7 @@ class TrainConfig:
     """Arithmetic of the forward pass; auto is bf16 where the hardware has it. Weights stay as in master_weights."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     """adamw8bit keeps AdamW's running averages in 8 bits (needs the extra: pip install graft-multimodal[quantize]);
-    muon takes Muon for the weights of linear layers, at the same learning rates. Its arithmetic is always bf16: slow on
-    hardware without."""
+    muon takes Muon for the weights of linear layers, at the same learning rates."""
     master_weights: Literal["fp32", "bf16"] = "fp32"
     """How trained weights are kept, and AdamW's averages if not in 8 bits. bf16 is rounded stochastically; it needs the
     same extra and precision bf16."""

@@ -1,5 +1,6 @@
 """Muon beside AdamW: each trains its parameters as alone, and a run goes on exactly."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from multimodal.errors import UserError
 from multimodal.train.config import TrainConfig
-from multimodal.train.muon import MuonWithAdamW
+from multimodal.train.muon import MuonWithAdamW, orthogonalise
 from multimodal.train.optim import build_optimizer, freeze_and_select, set_learning_rates
 from tests.multimodal.train.test_loop import assert_identical, final_tensors
 from tests.multimodal.train.test_low_memory import WideTask, config, run
@@ -31,21 +32,58 @@ def test_the_weights_of_linear_layers_alone_are_muons() -> None:
     assert len(others) == len(set(others)) and {*others, id(task.body["linear"].weight)} == everything
 
 
-def test_steps_are_those_of_each_optimizer_alone() -> None:
-    torch.manual_seed(0)
-    together, alone = [[nn.Parameter(torch.ones(6, 4)), nn.Parameter(torch.ones(5))] for _ in range(2)]
-    both = MuonWithAdamW([{"params": together, "lr": 0.1}], together[:1], betas=(0.9, 0.95))
-    muon = torch.optim.Muon(alone[:1], lr=0.1, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(alone[1:], lr=0.1, betas=(0.9, 0.95))
-    for _ in range(3):
-        for p, q in zip(together, alone, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        both.step()
-        muon.step()
-        adamw.step()
-    assert all(torch.equal(p, q) for p, q in zip(together, alone, strict=True))
-    assert not torch.equal(together[0], torch.ones(6, 4))
+SHAPES = ((6, 4), (4, 6), (6, 4), (3, 3), (6, 4), (5,))
+
+
+def stepped(optimizers: Callable[[list[nn.Parameter]], list[torch.optim.Optimizer]]) -> list[nn.Parameter]:
+    """Parameters of `SHAPES` after three steps from equal weights by equal gradients; the second has none at first."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in SHAPES]
+    chosen = optimizers(parameters)
+    for step in range(3):
+        for index, p in enumerate(parameters):
+            gradient = torch.randn(p.shape, generator=generator)
+            p.grad = None if (step, index) == (0, 1) else gradient
+        for optimizer in chosen:
+            optimizer.step()
+    return parameters
+
+
+def of_torch(parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    muon = torch.optim.Muon(parameters[:-1], lr=0.1, weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(parameters[-1:], lr=0.1, weight_decay=0.2, betas=(0.9, 0.95))]
+
+
+def of_graft(parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    group = {"params": parameters, "lr": 0.1, "weight_decay": 0.2}
+    return [MuonWithAdamW([group], parameters[:-1], betas=(0.9, 0.95))]
+
+
+@pytest.mark.parametrize("stacked_numbers", [1, 48, 2**24])
+def test_steps_are_those_of_each_of_torch_alone(monkeypatch: pytest.MonkeyPatch, stacked_numbers: int) -> None:
+    monkeypatch.setattr("multimodal.train.muon.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("multimodal.train.muon._STACKED_NUMBERS", stacked_numbers)
+    assert all(torch.equal(p, q) for p, q in zip(stepped(of_graft), stepped(of_torch), strict=True))
+
+
+def test_without_bf16_hardware_steps_are_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multimodal.train.muon.has_fast_bf16", lambda device: False)
+    exact, rounded = stepped(of_graft), stepped(of_torch)
+    torch.testing.assert_close(exact, rounded, atol=2e-3, rtol=0)
+    assert not any(torch.equal(p, q) for p, q in zip(exact[:-1], rounded[:-1], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+    given = (
+        torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    )
+    found = orthogonalise(given, coefficients=(3.4445, -4.7750, 2.0315), steps=5, dtype=torch.float32)
+    u, _, v = torch.linalg.svd(given, full_matrices=False)
+    assert torch.linalg.svdvals(found).min() > 0.5 and torch.linalg.svdvals(found).max() < 1.3
+    cosine = torch.cosine_similarity(found.flatten(1), (u @ v).flatten(1))
+    assert cosine.min() > 0.95  # the singular vectors are those given
 
 
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
