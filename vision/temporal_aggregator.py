@@ -6,6 +6,9 @@ latents, which attend to the tokens of the frames and to each other. Every token
 carry over when the number of frames and the size of the groups change between the stages of training. Without times a
 clip and its reverse would be the same.
 
+Latents may start from the frames (`start`): then a merged frame is the mean of its frames, place by place, and what the
+latents read on top of it. Nothing has to be learnt for what is where in a clip to come through.
+
 Legend: F frames of all clips, M groups of all clips, P tokens of a frame, S tokens of the largest group, N tokens of
 all frames, C feature width, D width of the aggregator, Q latents, T tokens of a group and latents, E width of the
 output, H heads, K head dimension, W frequencies.
@@ -14,6 +17,7 @@ output, H heads, K head dimension, W frequencies.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +38,9 @@ class TemporalAggregatorConfig:
     """Consecutive frames that are merged into one; the paper: 16 in pre-training, 32 afterwards."""
     latents: int = 65
     """Tokens of a merged frame; the default is as many as a tile has."""
+    start: Literal["latents", "frames"] = "latents"
+    """What the latents begin with: what was learnt alone, or besides it the mean of the frames that are merged, the
+    first latent that of their first tokens, and so on."""
     width: int = 192
     layers: int = 2
     heads: int = 6
@@ -158,6 +165,7 @@ class TemporalAggregator(nn.Module):
         )
         self.norm_out = nn.LayerNorm(width)
         self.proj_out = nn.Linear(width, out_dim, bias=False)
+        self.proj_mean = nn.Linear(feature_dim, out_dim) if config.start == "frames" else None
         self._initialise()
 
     @torch.no_grad()
@@ -168,6 +176,18 @@ class TemporalAggregator(nn.Module):
             if isinstance(module, ResamplerLayer):
                 for last in (module.out, module.ffn.down):
                     last.weight.mul_((2 * self.config.layers) ** -0.5)
+
+    @torch.no_grad()
+    def begin_as_projector(self, projector: nn.Linear) -> None:
+        """Give what `projector` gives for the mean of the frames, until training adds to it.
+
+        Raises:
+            ValueError: the latents do not start from the frames.
+        """
+        if self.proj_mean is None:
+            raise ValueError("the aggregator starts from latents alone; expected start='frames'")
+        self.proj_mean.load_state_dict(projector.state_dict())
+        self.proj_out.weight.zero_()
 
     def output_length(self, frames: int) -> int:
         """Tokens that come out for a clip of so many frames: `latents` for each group, complete or not."""
@@ -191,25 +211,33 @@ class TemporalAggregator(nn.Module):
             found = f"clips of {tuple(frames)} frames, features of {len(features.lengths)} and {len(times)} times"
             raise ValueError(f"{found}; expected one of each for every frame, and no empty clip")
         lengths_F = torch.tensor(features.lengths, device=features.tokens.device)
-        x_ND = self.proj_in(self.norm_in(features.tokens.to(self.proj_in.weight.dtype)))
+        tokens_NC = features.tokens.to(self.proj_in.weight.dtype)
+        x_ND = self.proj_in(self.norm_in(tokens_NC))
         time_FD = self.time(times.to(x_ND.device)).to(x_ND.dtype)
         x_ND = x_ND + time_FD.repeat_interleave(lengths_F, dim=0, output_size=len(x_ND))
-        x_MSD, mask_M11S = _pad(x_ND, self._group_lengths(features.lengths, frames))
+        groups = self._groups(features.lengths, frames)
+        x_MSD, mask_M11S = _pad(x_ND, [sum(group) for group in groups])
         z_MQD = self.latents_QD.to(x_ND.dtype).expand(len(x_MSD), -1, -1)
+        if self.proj_mean is not None:
+            z_MQD = z_MQD + _mean_by_place(x_ND, groups, places=self.config.latents)
         for layer in self.layers:
             z_MQD = layer(z_MQD, x_MSD, mask_M11S)
-        tokens = self.proj_out(self.norm_out(z_MQD)).flatten(0, 1)
-        return ImageFeatures(tokens, tuple(self.output_length(count) for count in frames))
+        merged_MQE = self.proj_out(self.norm_out(z_MQD))
+        if self.proj_mean is not None:
+            merged_MQE = merged_MQE + self.proj_mean(_mean_by_place(tokens_NC, groups, places=self.config.latents))
+        return ImageFeatures(merged_MQE.flatten(0, 1), tuple(self.output_length(count) for count in frames))
 
-    def _group_lengths(self, lengths: Sequence[int], frames: Sequence[int]) -> list[int]:
-        """Tokens of every group: its frames are counted anew from the start of each clip."""
-        totals: list[int] = []
+    def _groups(self, lengths: Sequence[int], frames: Sequence[int]) -> list[Sequence[int]]:
+        """Tokens of each frame of every group: frames are counted anew from the start of each clip."""
+        groups: list[Sequence[int]] = []
         first = 0
         for count in frames:
-            for start in range(first, first + count, self.config.group):
-                totals.append(sum(lengths[start : min(start + self.config.group, first + count)]))
-            first += count
-        return totals
+            last = first + count
+            groups += [
+                lengths[start : min(start + self.config.group, last)] for start in range(first, last, self.config.group)
+            ]
+            first = last
+        return groups
 
 
 def _pad(x_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -220,3 +248,20 @@ def _pad(x_ND: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     x_MSD = nn.utils.rnn.pad_sequence(list(x_ND.split(list(lengths))), batch_first=True)
     there_MS = torch.arange(longest, device=x_ND.device) < torch.tensor(lengths, device=x_ND.device)[:, None]
     return x_MSD, there_MS[:, None, None]
+
+
+def _mean_by_place(tokens_NC: Tensor, groups: Sequence[Sequence[int]], *, places: int) -> Tensor:
+    """Means [M, Q, C] of the first, second ... token of the frames of each group; 0 where none of them has so many.
+
+    Args:
+        tokens_NC: of all frames.
+        groups: tokens of each frame, group by group.
+        places: Q, how many tokens of a frame are looked at.
+    """
+    slots = [number * places + torch.arange(length) for number, group in enumerate(groups) for length in group]
+    kept = [torch.arange(length) < places for group in groups for length in group]
+    slot_N, kept_N = (torch.cat(some).to(tokens_NC.device) for some in (slots, kept))
+    slot_N = slot_N[kept_N]
+    sums = tokens_NC.new_zeros(len(groups) * places, tokens_NC.shape[1]).index_add(0, slot_N, tokens_NC[kept_N])
+    counts = torch.bincount(slot_N, minlength=len(sums)).clamp(min=1)
+    return (sums / counts[:, None]).unflatten(0, (-1, places))

@@ -29,7 +29,7 @@ from vision.clip_layouts import read_clips
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.grid import grid_cuttings
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig
+from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
@@ -117,6 +117,9 @@ class VideoQAConfig:
     stretch: bool = False
     """Of pictures: fill the tiles and ignore the aspect ratio."""
     video: VideoConfig = field(default_factory=VideoConfig)
+    begin: Literal["new", "image"] = "new"
+    """With video layers that know nothing and are closed, as in the paper, or with copies of those of `image`, which
+    read a clip as they read pictures (needs --video.adapter.aggregator.start frames)."""
     data: ClipDataConfig = field(default_factory=ClipDataConfig)
     pretrain: VideoPretrainConfig = field(default_factory=VideoPretrainConfig)
     cache: Literal["auto", "off"] = "auto"
@@ -143,6 +146,8 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
             "--video.to-image-layers without --image: the image layers of a new adapter are closed and stay closed; "
             "expected an adapter folder"
         )
+    if config.begin == "image" and config.image is None:
+        raise UserError("--begin image without --image: expected an adapter folder")
     model = image_model(
         config.image,
         config.train,
@@ -154,6 +159,10 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
         kinds = ", ".join(model.modalities)
         raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
     model.add("video", config.video)
+    if config.begin == "image":
+        image = model.modalities["image"]
+        assert isinstance(image, ImageModality)
+        _video(model).adapter.begin_as(image.adapter)
     if config.checkpointing:
         model.decoder.enable_gradient_checkpointing()
     if config.cache != "off":

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multimodal.errors import UserError
 from vision.encoder import ImageFeatures
@@ -20,6 +20,11 @@ TOKENS = (7, 3, 7, 2, 5)  # of a frame, for each clip
 def build(**changes: Any) -> TemporalAggregator:
     torch.manual_seed(0)
     return TemporalAggregator(replace(CONFIG, **changes), feature_dim=WIDTH, out_dim=OUT).eval()
+
+
+@pytest.fixture(params=["latents", "frames"])
+def aggregator(request: pytest.FixtureRequest) -> TemporalAggregator:
+    return build(start=request.param)
 
 
 def clip(frames: int, tokens: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -44,14 +49,12 @@ def clips() -> list[tuple[Tensor, Tensor]]:
     return [clip(frames, tokens) for frames, tokens in zip(FRAMES, TOKENS, strict=True)]
 
 
-def test_ragged_batch_equals_each_clip_alone() -> None:
-    aggregator = build()
+def test_ragged_batch_equals_each_clip_alone(aggregator: TemporalAggregator) -> None:
     for together, one in zip(merge(aggregator, *clips()), clips(), strict=True):
         torch.testing.assert_close(together, merge(aggregator, one)[0], atol=1e-5, rtol=1e-5)
 
 
-def test_a_broken_neighbour_changes_nothing() -> None:
-    aggregator = build()
+def test_a_broken_neighbour_changes_nothing(aggregator: TemporalAggregator) -> None:
     whole = clips()
     clean = merge(aggregator, *whole)
     broken = [(torch.full_like(f, torch.nan), t) if i in (0, 3) else (f, t) for i, (f, t) in enumerate(whole)]
@@ -68,8 +71,7 @@ def test_frames_with_different_numbers_of_tokens_in_one_clip() -> None:
     torch.testing.assert_close(merged.tokens, same.tokens)
 
 
-def test_groups_are_consecutive_frames_and_the_last_one_may_be_incomplete() -> None:
-    aggregator = build()
+def test_groups_are_consecutive_frames_and_the_last_one_may_be_incomplete(aggregator: TemporalAggregator) -> None:
     features, times = clip(9, 5)
     parts = [merge(aggregator, (features[i : i + 4], times[i : i + 4]))[0] for i in (0, 4, 8)]
     torch.testing.assert_close(merge(aggregator, (features, times))[0], torch.cat(parts), atol=1e-5, rtol=1e-5)
@@ -80,8 +82,7 @@ def test_output_length(frames: int, groups: int) -> None:
     assert build().output_length(frames) == groups * CONFIG.latents
 
 
-def test_the_order_of_the_frames_matters_and_only_through_their_times() -> None:
-    aggregator = build()
+def test_the_order_of_the_frames_matters_and_only_through_their_times(aggregator: TemporalAggregator) -> None:
     features, times = clip(4, 5)
     forwards = merge(aggregator, (features, times))[0]
     backwards = merge(aggregator, (features.flip(0), times))[0]
@@ -148,12 +149,41 @@ def test_equals_the_definition_written_out() -> None:
     torch.testing.assert_close(merge(aggregator, (features, times))[0], torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_what_comes_out_depends_on_the_clip_from_the_start_and_gradients_reach_every_weight() -> None:
-    aggregator = build()
+def test_what_comes_out_depends_on_the_clip_from_the_start_and_gradients_reach_every_weight(
+    aggregator: TemporalAggregator,
+) -> None:
     first, second = (merge(aggregator, clip(4, 5, seed))[0] for seed in (1, 2))
     assert (first - second).norm() > 0.2 * first.norm()  # not drowned by the latents themselves
     torch.cat(merge(aggregator, *clips())).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in aggregator.parameters())
+
+
+def test_latents_may_start_from_the_mean_of_the_frames_place_by_place() -> None:
+    """Begun as a projector, what comes out is that of the mean; a place beyond a frame's tokens adds nothing."""
+    aggregator = build(start="frames")
+    projector = nn.Linear(WIDTH, OUT)
+    aggregator.begin_as_projector(projector)
+    for tokens in (2, 3, 7):
+        features, times = clip(6, tokens)
+        means = [features[:4].mean(0), features[4:].mean(0)]
+        padded = [torch.cat([mean, torch.zeros(3, WIDTH)])[:3] for mean in means]
+        torch.testing.assert_close(merge(aggregator, (features, times))[0], projector(torch.cat(padded)))
+    with pytest.raises(ValueError, match="start='frames'"):
+        build().begin_as_projector(projector)
+
+
+def test_latents_that_start_from_frames_read_on_from_there() -> None:
+    """The same as latents alone that have been given the means by hand."""
+    started, plain = build(start="frames"), build()
+    plain.load_state_dict(started.state_dict(), strict=False)
+    features, times = clip(4, 5)
+    assert started.proj_mean is not None
+    nn.init.zeros_(started.proj_mean.weight)
+    nn.init.zeros_(started.proj_mean.bias)
+    tokens = plain.proj_in(features) + plain.time(times)[:, None]
+    with torch.no_grad():
+        plain.latents_QD += tokens.mean(0)[: CONFIG.latents]
+    torch.testing.assert_close(merge(started, (features, times)), merge(plain, (features, times)))
 
 
 def test_features_of_another_type_are_taken() -> None:

@@ -109,6 +109,28 @@ def test_a_new_adapter_changes_nothing_until_its_gates_move() -> None:
 # ---- what sees what -------------------------------------------------------------------------------------------------
 
 
+def test_begun_as_the_image_adapter_it_reads_a_still_clip_as_that_reads_the_picture() -> None:
+    model, still = tiny_model(), picture()
+    open_gates(model.modalities["image"].adapter)  # type: ignore[union-attr, arg-type]
+    tokens = model.modalities["image"].encoder.tokens_per_tile  # type: ignore[union-attr]
+    aggregator = replace(VIDEO.adapter.aggregator, start="frames", latents=tokens, group=6)
+    model.add("video", replace(VIDEO, adapter=replace(VIDEO.adapter, aggregator=aggregator, every=1)))
+    modality = video(model)
+    modality.adapter.begin_as(modality.image.adapter)
+    clip = modality.prepare([still] * 6)
+    assert len(clip) == 6
+    as_clip, as_picture = (model.collate([model.sample(ask(part), "A fox.")]) for part in ([still] * 6, still))
+    (found,), (expected,) = (model.memory(batch).by_adapter.values() for batch in (as_clip, as_picture))
+    assert found.keys.keys() == expected.keys.keys()
+    for layer in expected.keys:
+        torch.testing.assert_close(found.keys[layer], expected.keys[layer], atol=2e-2, rtol=2e-2)  # kept in bf16
+        torch.testing.assert_close(found.values[layer], expected.values[layer], atol=2e-2, rtol=2e-2)
+    copied, given = modality.adapter.layers.state_dict(), modality.image.adapter.layers.state_dict()
+    assert all(torch.equal(copied[name], given[name]) for name in given)
+    with pytest.raises(UserError, match="start is latents: expected frames"):
+        video(tiny_video_model()).adapter.begin_as(modality.image.adapter)
+
+
 def test_a_clip_is_the_same_alone_and_in_a_ragged_batch() -> None:
     model = tiny_video_model()
     samples = [

@@ -112,6 +112,22 @@ def test_it_builds_on_an_image_adapter(config: VideoQAConfig, adapter_folder: Pa
         build_video_model(replace(config, image=config.run_dir / "adapter"))
 
 
+def test_it_may_begin_as_the_image_adapter(config: VideoQAConfig, adapter_folder: Path) -> None:
+    aggregator = replace(VIDEO.adapter.aggregator, start="frames")
+    adapter = replace(VIDEO.adapter, aggregator=aggregator, every=1)
+    begun = replace(config, image=adapter_folder, begin="image", video=replace(VIDEO, adapter=adapter))
+    model = build_video_model(begun)
+    image, layers = tiny_model().modalities["image"].adapter, model.modalities["video"].adapter.layers  # type: ignore[union-attr]
+    assert weights_sha256(layers) == weights_sha256(image.layers)  # type: ignore[arg-type]
+    train_video_qa(begun, report=lambda _: None)
+    again = MultimodalModel.from_pretrained(begun.run_dir / "adapter", device="cpu")
+    assert weights_sha256(again.modalities["video"].adapter.layers) != weights_sha256(layers)  # type: ignore[arg-type, union-attr]
+    with pytest.raises(UserError, match="--begin image without --image"):
+        build_video_model(replace(begun, image=None))
+    with pytest.raises(UserError, match="video layers of other sizes than the image adapter's"):
+        build_video_model(replace(begun, video=replace(VIDEO, adapter=replace(adapter, ffn=24))))
+
+
 def test_the_image_layers_read_clips_if_the_config_says_so(config: VideoQAConfig, adapter_folder: Path) -> None:
     """With the same seed and data, the choice alone makes the difference, and the adapter keeps it."""
     closed = replace(config, image=adapter_folder)
