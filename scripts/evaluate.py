@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from multimodal.config import expect_at_least, parse
-from multimodal.errors import run_cli
+from multimodal.errors import UserError, run_cli
 from multimodal.files import write_whole
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
@@ -18,7 +18,7 @@ from multimodal.train.logging import peak_memory_mb
 from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
-from vision.caption_training import SCENES, read_asked
+from vision.caption_training import SCENES, ask_pictures
 from vision.captioning import ask_scenes, evaluate_both
 
 
@@ -32,6 +32,8 @@ class Config:
     """Gets `metrics.json`, `report.html` and `captions.jsonl`."""
     source: str = SCENES
     """"scenes" (held-out combinations), a folder, a manifest, or a data set of the hub."""
+    subset: str = ""
+    """Configuration of a data set of the hub that has several."""
     split: str = "test"
     columns: Columns = field(default_factory=Columns)
     count: int = 0
@@ -72,8 +74,16 @@ def main() -> None:
         captions, questions = ask_scenes(model, count=config.count or 500, size=config.scene_size, seed=config.seed + 1)
         asked, pictures = [*captions, *questions], {}
     else:
-        pictures = {r.id: r.image for r in read_captions(config.source, split=config.split, columns=config.columns)}
-        asked = read_asked(model, config.source, split=config.split, count=config.count, columns=config.columns)
+        records = read_captions(
+            config.source,
+            split=config.split,
+            columns=config.columns,
+            subset=config.subset or None,
+            limit=config.count or None,
+        )
+        asked, pictures = ask_pictures(model, records), {record.id: record.image for record in records}
+        if not asked:
+            raise UserError(f"{config.source}: no readable picture in split {config.split}")
     evaluations = evaluate_both(model, asked, **options)
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}

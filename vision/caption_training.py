@@ -24,7 +24,7 @@ from multimodal.train.loop import Collate, TrainResult, train
 from multimodal.train.precision import resolve_device, resolve_precision
 from multimodal.train.task import Task
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
-from vision.caption_tables import Columns
+from vision.caption_tables import CaptionRecord, Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, captions_and_questions, evaluate_both
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
@@ -42,6 +42,11 @@ class DataConfig:
 
     source: str = SCENES
     """"scenes" (built in), a folder with pictures and a captions table, a JSONL manifest, or a data set of the hub."""
+    subset: str = ""
+    """Configuration of a data set of the hub that has several."""
+    limit: int = 0
+    """Pictures of the training split that are used, the first ones; 0 = all. Of a data set of the hub more are not
+    fetched."""
     train_split: str = "train"
     dev_split: str = "dev"
     """Evaluated during training, with controls. Never the split that is reported."""
@@ -71,9 +76,25 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         expect_at_least(1, of="data.", captions=self.captions, scenes=self.scenes, scene_size=self.scene_size)
-        expect_at_least(0, of="data.", dev_count=self.dev_count, questions=self.questions, details=self.details)
+        counts = {
+            "dev_count": self.dev_count,
+            "questions": self.questions,
+            "details": self.details,
+            "limit": self.limit,
+        }
+        expect_at_least(0, of="data.", **counts)
         if not 0 <= self.misread < 1:
             raise UserError(f"--data.misread {self.misread}: expected 0 to below 1")
+
+    def read(self, split: str, *, limit: int) -> list[CaptionRecord]:
+        """The first `limit` (0 = all) records of a split.
+
+        Raises:
+            UserError: as `read_captions`.
+        """
+        return read_captions(
+            self.source, split=split, columns=self.columns, subset=self.subset or None, limit=limit or None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +201,7 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSou
 
 def _training_pictures(model: MultimodalModel, data: DataConfig) -> CaptionImages:
     return CaptionImages(
-        read_captions(data.source, split=data.train_split, columns=data.columns),
+        data.read(data.train_split, limit=data.limit),
         model.modalities["image"].tiling,  # type: ignore[arg-type]
         on_error=data.on_error,
         augment=Augment(flip=data.flip, crop_scale=data.crop_scale),
@@ -212,23 +233,11 @@ def training_order(data: DataConfig, settings: TrainConfig, *, samples: int) -> 
     return SeededOrder(length=samples, batch_size=settings.batch_size, seed=settings.seed, shuffle=False)
 
 
-def read_asked(
-    model: MultimodalModel,
-    source: str,
-    *,
-    split: str,
-    count: int,
-    columns: Columns,
-    on_error: Literal["skip", "fail"] = "skip",
-) -> list[Asked]:
-    """The first `count` pictures of a split to caption (0 = all)."""
-    records = read_captions(source, split=split, columns=columns)
-    images = CaptionImages(records[:count] if count else records, model.modalities["image"].tiling, on_error=on_error)  # type: ignore[arg-type]
+def ask_pictures(model: MultimodalModel, records: Sequence[CaptionRecord]) -> list[Asked]:
+    """Those of the pictures that can be read, to be captioned or asked about; the others are told of and skipped."""
+    images = CaptionImages(records, model.modalities["image"].tiling)  # type: ignore[arg-type]
     found = (images.sample(i, random.Random(i)) for i in range(len(images)))
-    samples = [s for s in found if isinstance(s, ImageTextSample)]
-    if not samples:
-        raise UserError(f"{source}: no readable picture in split {split}")
-    return ask_captions(samples)
+    return ask_captions([s for s in found if isinstance(s, ImageTextSample)])
 
 
 def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
@@ -237,9 +246,11 @@ def _dev_pictures(model: MultimodalModel, data: DataConfig) -> list[Asked]:
         return []
     without = "(--data.dev-count 0 trains without)"
     try:
-        asked = read_asked(model, data.source, split=data.dev_split, count=data.dev_count, columns=data.columns)
+        asked = ask_pictures(model, data.read(data.dev_split, limit=data.dev_count))
         if len(asked) < 2:
-            raise UserError(f"{data.source}: one picture in split {data.dev_split}; expected at least two")
+            raise UserError(
+                f"{data.source}: readable pictures in split {data.dev_split}: {len(asked)}; expected at least two"
+            )
         for part in captions_and_questions(asked):
             derangement(len(part), random.Random(0), groups=[one.looks for one in part])
     except UserError as error:

@@ -18,14 +18,13 @@ from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from multimodal.quantization import quantization_of
 from tests.tiny_models import ENCODER, LOW_MEMORY, RATES, TILE, ask, picture, tiny_model, tiny_video_model, train_config
-from vision.caption_tables import Columns
 from vision.caption_training import (
     AnnealConfig,
     CaptioningConfig,
     DataConfig,
     SelfCriticalConfig,
+    ask_pictures,
     build_model,
-    read_asked,
     train_captioning,
     training_data,
     training_order,
@@ -255,7 +254,9 @@ def test_what_the_dev_split_lacks_is_said_before_training(config: CaptioningConf
     dev = replace(config, data=replace(config.data, source=str(folder), dev_count=2))
     lines = (folder / "dev.tsv").read_text().splitlines(keepends=True)
     (folder / "dev.tsv").write_text("".join(lines[:3]))
-    with pytest.raises(UserError, match=r"one picture in split dev; expected at least two.*--data\.dev-count 0"):
+    with pytest.raises(
+        UserError, match=r"readable pictures in split dev: 1; expected at least two.*--data\.dev-count 0"
+    ):
         train_captioning(dev)
     name = lines[1].split("\t")[0]
     shutil.copy(folder / "images" / name, folder / "images" / "same.png")
@@ -314,14 +315,23 @@ def test_seeds_decide_the_new_adapter(config: CaptioningConfig) -> None:
     assert torch.equal(first(0), first(0)) and not torch.equal(first(0), first(1))
 
 
-def test_the_asked_split_is_read_up_to_a_number(config: CaptioningConfig, tmp_path: Path) -> None:
-    model, source = build_model(config), config.data.source
-    for count, expected in ((0, 3), (2, 2), (9, 3)):
-        assert len(read_asked(model, source, split="test", count=count, columns=Columns())) == expected
-    (tmp_path / "test.tsv").write_text("image\tcaption\na.png\tA fox.\n")
-    (tmp_path / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match="no readable picture in split test"):
-        read_asked(model, str(tmp_path), split="test", count=0, columns=Columns())
+def test_a_split_is_read_up_to_a_number(config: CaptioningConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = build_model(config), config.data
+    for limit, expected in ((0, 3), (2, 2), (9, 3)):
+        assert len(ask_pictures(model, data.read("test", limit=limit))) == expected
+    made = training_data(model, replace(config, data=replace(data, limit=3)))
+    assert isinstance(made, CaptionSamples) and len(made) == 3
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "vision.caption_data.read_hub", lambda name, **settings: asked.append({"name": name, **settings})
+    )
+    hub = replace(data, source="someone/pictures", subset="small")
+    hub.read("dev", limit=2)
+    hub.read("train", limit=0)
+    assert [(one["name"], one["split"], one["subset"], one["limit"]) for one in asked] == [
+        ("someone/pictures", "dev", "small", 2),
+        ("someone/pictures", "train", "small", None),
+    ]
 
 
 # ---- broken pictures ----------------------------------------------------------------------------------------------
