@@ -224,6 +224,7 @@ def _stage(
         evaluate=evaluate if heard else None,
         config_yaml=dump(config),
         order=batches_by_seconds(samples.waveforms, data, settings),
+        start_counts=config.align.steps > 0 or (name == "joint" and config.adapter_only.steps > 0),
     )
 
 

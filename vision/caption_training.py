@@ -330,6 +330,7 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
         evaluate=evaluate if dev else None,
         config_yaml=dump(config),
         order=training_order(config.data, stage.settings, samples=len(samples)),
+        start_counts=stage.name != "initial" or config.start is not None,
     )
     _image(model).use_cache(None)
     return result

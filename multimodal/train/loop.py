@@ -64,6 +64,7 @@ def train(
     evaluate: Evaluate | None = None,
     config_yaml: str | None = None,
     order: Order | None = None,
+    start_counts: bool = False,
 ) -> TrainResult:
     """Train the parts of `task` whose learning rate is above 0; the trained weights are in `task` afterwards.
 
@@ -78,6 +79,8 @@ def train(
             numbers go into the log and the result. It cannot disturb the random generators of the run.
         config_yaml: the resolved configuration of the whole script, if it has more than `config`.
         order: which samples make up a step, such as `LengthBuckets`; None: `batch_size` of all in random order.
+        start_counts: the weights are of use already: with `keep_best` they are evaluated before the first step, and are
+            what the run ends with if nothing after them is better.
 
     Raises:
         UserError: a used run folder without `resume`, a loss that is not finite, a full disk, an unsuitable setting.
@@ -102,6 +105,8 @@ def train(
         with closing(run.data()) as steps, RunLog(run_dir, config, first_step=run.progress.step) as log:
             config_yaml = config_yaml if config_yaml is not None else dump(config)
             write_description(run_dir, config_yaml=config_yaml, precision=run.precision, device=run.device)
+            if start_counts and run.best is not None and not run.progress.step:
+                run.judge(log)
             run.loop(steps, log)
             run.end()
     return run.result()
@@ -181,7 +186,7 @@ class _Run:
             log.step(self._record(data, loss=loss, norm=norm, weight=weight, seconds=now - begin, waited=waited))
             if self.evaluate is not None and self._due(self.config.eval_every):
                 try:
-                    self._evaluate(self.evaluate, log)
+                    self.judge(log)
                 except UserError:
                     self._save()  # with other held-out data, --resume goes on from here
                     raise
@@ -254,10 +259,12 @@ class _Run:
         if isinstance(self.task, nn.Module):
             self.task.train(training)
 
-    def _evaluate(self, evaluate: Evaluate, log: RunLog) -> None:
+    def judge(self, log: RunLog) -> None:
+        """Evaluate the present weights, and keep them if they are the best so far and the best are kept."""
+        assert self.evaluate is not None
         self._set_training(False)
         with torch.no_grad(), shielded(), uncompiled(), weights_in(torch.float32, self.config, self.parts):
-            self.progress.metrics = evaluate(self.progress.step)
+            self.progress.metrics = self.evaluate(self.progress.step)
         self._set_training(True)
         log.evaluation(self.progress.step, self.progress.metrics)
         if self.best is not None:

@@ -128,6 +128,15 @@ def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningCon
     assert torch.equal(logits(resumed), logits(model))
 
 
+def test_a_stage_that_makes_nothing_better_ends_with_what_it_began_with(config: CaptioningConfig) -> None:
+    harmful = {part: 10.0 for part in RATES}
+    kept = AnnealConfig(steps=2, learning_rates=harmful, keep_best="-bleu4_blank")
+    whole = replace(config, data=replace(config.data, dev_count=2), anneal=kept)
+    model, result = train_captioning(whole)
+    first, _ = train_captioning(replace(whole, run_dir=config.run_dir / "first", anneal=AnnealConfig()))
+    assert result.metrics["best_step"] == 0 and torch.equal(logits(model), logits(first))
+
+
 def test_the_last_stage_needs_captions_by_people_and_some_to_compare(config: CaptioningConfig) -> None:
     with pytest.raises(UserError, match=r"--self-critical\.steps 2: built-in scenes have no captions by people"):
         train_captioning(replace(config, data=DataConfig(), self_critical=SelfCriticalConfig(steps=2)))

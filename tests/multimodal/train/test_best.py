@@ -44,6 +44,27 @@ def test_without_it_the_run_ends_with_its_last_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "best").exists()
 
 
+@pytest.mark.parametrize(("before", "best"), [(0.9, 0), (0.5, 10)])
+def test_weights_that_are_of_use_already_are_kept_if_nothing_is_better(
+    tmp_path: Path, before: float, best: int
+) -> None:
+    task, seen = ToyTask(), {}
+    start = state(task)
+    options: dict[str, Any] = {"eval_every": 5, "keep_best": "score", "start_counts": True}
+
+    def evaluate(step: int) -> dict[str, float]:
+        seen[step] = state(task)
+        assert not task.training
+        return {"score": SCORES.get(step, before)}
+
+    _, result = run(tmp_path, task=task, evaluate=evaluate, **options)
+    assert same(seen[0], start) and result.metrics["best_step"] == best and result.steps == 20
+    assert same(state(task), seen[best]) and not same(seen[0], seen[10])
+    plain, _ = run(tmp_path / "plain", evaluate=lambda step: {"score": step}, eval_every=5, keep_best="score")
+    assert same(state(plain), seen[20])  # a look at the start disturbs nothing
+    run(tmp_path, task=task, evaluate=lambda step: pytest.fail("evaluated again"), resume=True, **options)
+
+
 def test_what_was_best_before_a_kill_is_best_afterwards(tmp_path: Path) -> None:
     task, seen = ToyTask(), {}
     task.interrupt_at = 18

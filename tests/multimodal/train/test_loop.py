@@ -78,7 +78,7 @@ def config(**changes: Any) -> TrainConfig:
 
 def run(run_dir: Path, *, task: ToyTask | None = None, data: Any = None, **options: Any) -> tuple[ToyTask, TrainResult]:
     """Train the toy task; options of `train` are split from those of the config."""
-    of_train = {key: options.pop(key) for key in ("resume", "evaluate") if key in options}
+    of_train = {key: options.pop(key) for key in ("resume", "evaluate", "start_counts") if key in options}
     task = task or ToyTask()
     settings = config(**options)
     result = train(task=task, dataset=data or ToyData(), collate=list, config=settings, run_dir=run_dir, **of_train)
