@@ -10,8 +10,8 @@ Latents may start from the frames (`start`): then a merged frame is the mean of 
 latents read on top of it. Nothing has to be learnt for what is where in a clip to come through.
 
 Legend: F frames of all clips, M groups of all clips, P tokens of a frame, S tokens of the largest group, N tokens of
-all frames, C feature width, D width of the aggregator, Q latents, T tokens of a group and latents, E width of the
-output, H heads, K head dimension, W frequencies.
+all frames, V those of them that have a latent at their place, C feature width, D width of the aggregator, Q latents, T
+tokens of a group and latents, E width of the output, H heads, K head dimension, W frequencies.
 """
 
 import math
@@ -258,10 +258,13 @@ def _mean_by_place(tokens_NC: Tensor, groups: Sequence[Sequence[int]], *, places
         groups: tokens of each frame, group by group.
         places: Q, how many tokens of a frame are looked at.
     """
-    slots = [number * places + torch.arange(length) for number, group in enumerate(groups) for length in group]
-    kept = [torch.arange(length) < places for group in groups for length in group]
-    slot_N, kept_N = (torch.cat(some).to(tokens_NC.device) for some in (slots, kept))
-    slot_N = slot_N[kept_N]
-    sums = tokens_NC.new_zeros(len(groups) * places, tokens_NC.shape[1]).index_add(0, slot_N, tokens_NC[kept_N])
-    counts = torch.bincount(slot_N, minlength=len(sums)).clamp(min=1)
+    # Where tokens go follows from lengths alone and is found on the CPU: tokens may be on the meta device.
+    frames = [(number, length) for number, group in enumerate(groups) for length in group]
+    place_N = torch.cat([torch.arange(length, device="cpu") for _, length in frames])
+    first_N = torch.cat([torch.full((length,), number * places, device="cpu") for number, length in frames])
+    kept_V = (place_N < places).nonzero()[:, 0]
+    slot_V = (first_N + place_N)[kept_V]
+    counts = slot_V.bincount(minlength=len(groups) * places).clamp(min=1)
+    slot_V, kept_V, counts = (t.to(tokens_NC.device) for t in (slot_V, kept_V, counts))
+    sums = tokens_NC.new_zeros(len(counts), tokens_NC.shape[1]).index_add(0, slot_V, tokens_NC.index_select(0, kept_V))
     return (sums / counts[:, None]).unflatten(0, (-1, places))

@@ -1,5 +1,8 @@
 """What the video parts are said to cost."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -25,11 +28,11 @@ AGGREGATOR = TemporalAggregatorConfig(group=4, latents=5, width=32, layers=2, he
 VIDEO = VideoConfig(adapter=VideoAdapterConfig(every=2, aggregator=AGGREGATOR), frames=8, frames_at_once=4)
 
 
-def cost(load: Workload, train: tuple[str, ...] = STAGES["video: adapter"]):
+def cost(load: Workload, train: tuple[str, ...] = STAGES["video: adapter"], config: VideoConfig = VIDEO):
     decoder = meta_decoder(SHAPE.config(), dtype=torch.float32)
     with META:
         image = ImageModality.create(ImageConfig(encoder=ENCODER, adapter=ImageAdapterConfig(cross_layers=2)), decoder)
-        video = VideoModality.create(VIDEO, decoder, image)
+        video = VideoModality.create(config, decoder, image)
     decoder.attach("image", image.adapter)
     decoder.attach("video", video.adapter)
     found = video_run(video, decoder, load, train=train, dtype=None)
@@ -44,13 +47,16 @@ def test_frames_go_through_the_encoder_forwards_alone_each_once() -> None:
     assert frames.backward == 0 and frames.forward == 18 * counter.get_total_flops()
 
 
-def test_the_aggregator_costs_what_flop_counter_counts() -> None:
-    aggregator = TemporalAggregator(AGGREGATOR, feature_dim=96, out_dim=64)
+@pytest.mark.parametrize("start", ["latents", "frames"])
+def test_the_aggregator_costs_what_flop_counter_counts(start: Literal["latents", "frames"]) -> None:
+    sizes = replace(AGGREGATOR, start=start)
+    aggregator = TemporalAggregator(sizes, feature_dim=96, out_dim=64)
     tokens = 8 * 17
     features = ImageFeatures(torch.randn(tokens, 96), (17,) * 8)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         aggregator(features, frames=[8], times=torch.rand(8)).tokens.sum().backward()
-    _, pieces = cost(Workload(tiles=1, text_tokens=8))
+    config = replace(VIDEO, adapter=replace(VIDEO.adapter, aggregator=sizes))
+    _, pieces = cost(Workload(tiles=1, text_tokens=8), config=config)
     piece = pieces["temporal aggregator, keys and values"]
     keys_and_values = 3 * 2 * (2 * 5) * 64 * 64  # two projections to half the width, forwards and twice backwards
     assert piece.forward + piece.backward == pytest.approx(counter.get_total_flops() + keys_and_values, rel=0.01)
