@@ -21,7 +21,7 @@ def encode(text: str) -> list[int]:
 
 
 @quick
-@given(st.text(min_size=1))
+@given(st.text(min_size=1).filter(lambda text: "<|" not in text))  # special tokens take no space; hypothesis tries ours
 def test_every_text_comes_back_behind_a_space(text: str) -> None:
     assert builtin_tokenizer().decode(encode(text)) == f" {text}"
 
