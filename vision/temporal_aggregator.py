@@ -218,13 +218,16 @@ class TemporalAggregator(nn.Module):
         groups = self._groups(features.lengths, frames)
         x_MSD, mask_M11S = _pad(x_ND, [sum(group) for group in groups])
         z_MQD = self.latents_QD.to(x_ND.dtype).expand(len(x_MSD), -1, -1)
+        start_MQE = 0.0
         if self.proj_mean is not None:
-            z_MQD = z_MQD + _mean_by_place(x_ND, groups, places=self.config.latents)
+            both = torch.cat([x_ND, tokens_NC], dim=1)
+            mean_MQD, mean_MQC = _mean_by_place(both, groups, places=self.config.latents).tensor_split(
+                [x_ND.shape[1]], -1
+            )
+            z_MQD, start_MQE = z_MQD + mean_MQD.to(x_ND.dtype), self.proj_mean(mean_MQC)
         for layer in self.layers:
             z_MQD = layer(z_MQD, x_MSD, mask_M11S)
-        merged_MQE = self.proj_out(self.norm_out(z_MQD))
-        if self.proj_mean is not None:
-            merged_MQE = merged_MQE + self.proj_mean(_mean_by_place(tokens_NC, groups, places=self.config.latents))
+        merged_MQE = start_MQE + self.proj_out(self.norm_out(z_MQD))
         return ImageFeatures(merged_MQE.flatten(0, 1), tuple(self.output_length(count) for count in frames))
 
     def _groups(self, lengths: Sequence[int], frames: Sequence[int]) -> list[Sequence[int]]:

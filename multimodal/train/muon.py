@@ -72,8 +72,9 @@ class Muon(torch.optim.Muon):
         """The gradient, averaged over the steps, and with Nesterov's look ahead."""
         gradient, state = matrix.grad, self.state[matrix]
         assert gradient is not None
-        average = state.setdefault("momentum_buffer", torch.zeros_like(gradient))
-        return gradient.lerp(average.lerp_(gradient, 1 - momentum), momentum)
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        return gradient.lerp(state["momentum_buffer"].lerp_(gradient, 1 - momentum), momentum)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
