@@ -18,7 +18,7 @@ from speech.cuttings import cuttings
 from speech.foreign_texts import SOURCE_LANGUAGES
 from speech.fsdd import connected_digits, is_fsdd
 from speech.spoken_data import foreign_utterances, spoken_sentences
-from speech.spoken_texts import Writer, number_phrase, piece_of, short_prose
+from speech.spoken_texts import Writer, digits_in_a_row, number_phrase, piece_of, short_prose
 from speech.transcript_rows import Languages, SpeechColumns
 from speech.transcripts import read_transcripts
 from speech.utterance import Utterance, Waveforms
@@ -67,6 +67,9 @@ class SpeechDataConfig:
     `word_times.tsv` (id, word, start, end), or said so by the built-in voices."""
     sentences: int = 20000
     """Built-in sentences in an epoch."""
+    voices: int = 0
+    """Utterances of the built-in voices in an epoch beside the recordings of a set: they say digits in a row beside
+    FSDD, built-in sentences beside others."""
     translations: int = 0
     """Built-in numbers, times and dates in other languages to translate into English in an epoch; as many of each
     language are transcribed, which alone is what CTC learns (needs num2words)."""
@@ -99,6 +102,7 @@ class SpeechDataConfig:
             f"buckets {self.buckets}, expected 1 or more": self.buckets < 1,
             f"keep_mb {self.keep_mb}, expected 0 or more": self.keep_mb < 0,
             f"limit {self.limit}, expected 0 or more": self.limit < 0,
+            f"voices {self.voices}, expected 0 or more": self.voices < 0,
             f"zero_shot {self.zero_shot!r}, expected one of {', '.join(SOURCE_LANGUAGES)}": (
                 bool(self.zero_shot) and self.zero_shot not in SOURCE_LANGUAGES
             ),
@@ -149,6 +153,9 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
         if data.cuttings:
             times = read_word_times(Path(data.source).expanduser() / WORD_TIMES)
             found += cuttings(found, times, count=data.cuttings, seed=seed)
+        if data.voices:
+            said = [digits_in_a_row] if is_fsdd(Path(data.source).expanduser()) else writers
+            found += spoken_sentences(said, count=data.voices, split="train", seed=seed, name="voice")
     transcribed = [u for u in found if u.task == "transcribe"]
     chosen = random.Random(f"dialogue/{seed}").sample(transcribed, round(data.dialogue * len(transcribed)))
     return mix([*found, *as_dialogue(chosen)], temperature=data.temperature)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multimodal.data.grid_grammar import SLOTS
 from multimodal.data.tables import read_text, table_cells
-from multimodal.data.word_times import WordTimes, draw_pieces
+from multimodal.data.word_times import MOST_WORDS, WordTimes, draw_pieces
 from multimodal.errors import UserError
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.clip_tables import ClipRow
@@ -37,15 +37,17 @@ def grid_questions(sentence: str) -> tuple[ClipQuestion, ...]:
     return (*asked, ClipQuestion("sentence", SENTENCE, sentence))
 
 
-def grid_cuttings(clips: Sequence[QuestionedClip], times: WordTimes, *, count: int, seed: int) -> list[QuestionedClip]:
-    """`count` parts of clips in which one to four words are spoken, with the questions about these words.
+def grid_cuttings(
+    clips: Sequence[QuestionedClip], times: WordTimes, *, count: int, seed: int, most: int = MOST_WORDS
+) -> list[QuestionedClip]:
+    """`count` parts of clips in which one to `most` words are spoken, with the questions about these words.
 
     Raises:
         UserError: no clip has word times.
     """
     by_name = {clip.name: clip for clip in clips}
     made = []
-    for piece in draw_pieces(list(by_name), times, count=count, seed=seed):
+    for piece in draw_pieces(list(by_name), times, count=count, seed=seed, most=most):
         whole = by_name[piece.name]
         of_words = whole.questions[piece.first : piece.first + len(piece.words)]
         asked = (*of_words, ClipQuestion("sentence", SENTENCE, " ".join(piece.words)))

@@ -1,7 +1,8 @@
-"""The two stages of video-adapter training on an image model: video-text pairs, then question answering.
+"""The stages of video-adapter training on an image model: video-text pairs, then question answering, of GRID also on
+short parts before whole clips.
 
-Llama 3 paper, section 7.3 / spec A5.3. Both train the aggregator and the video layers only; the image adapter, its
-encoder and the decoder stay as they are. The second stage starts from the weights of the first with a fresh optimizer.
+Llama 3 paper, section 7.3 / spec A5.3. All train the aggregator and the video layers only; the image adapter, its
+encoder and the decoder stay as they are. A stage starts from the weights of the one before with a fresh optimizer.
 """
 
 import random
@@ -14,7 +15,7 @@ from multimodal.adapter_merge import START
 from multimodal.config import dump, expect_at_least
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.data.feature_cache import FeatureCache
-from multimodal.data.word_times import WORD_TIMES, read_word_times
+from multimodal.data.word_times import MOST_WORDS, WORD_TIMES, read_word_times
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
@@ -98,6 +99,20 @@ class VideoPretrainConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartsConfig(StageConfig):
+    """A stage before the questions about whole clips: parts of GRID's training clips alone, with few words; 0 steps
+    leave it out."""
+
+    cuttings: int = 4000
+    """So many parts."""
+    words: int = 1
+    """At most so many words in each."""
+
+    def __post_init__(self) -> None:
+        expect_at_least(1, of="parts.", cuttings=self.cuttings, words=self.words)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoQAConfig:
     """Train a video adapter on an image model with a frozen decoder."""
 
@@ -122,6 +137,7 @@ class VideoQAConfig:
     read a clip as they read pictures (needs --video.adapter.aggregator.start frames)."""
     data: ClipDataConfig = field(default_factory=ClipDataConfig)
     pretrain: VideoPretrainConfig = field(default_factory=VideoPretrainConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
     cache: Literal["auto", "off"] = "auto"
     """Keep the frozen encoder's features on disk; off computes them anew each time, to the same losses."""
     cache_dir: Path | None = None
@@ -202,10 +218,33 @@ def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False
     clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
     if dev or captions or not data.cuttings:
         return clips[: data.dev_count] if dev else clips
-    if data.kinds:
-        raise UserError("--data.cuttings with --data.kinds: expected all kinds of questions")
-    times = read_word_times(Path(source) / WORD_TIMES)
-    return clips + grid_cuttings(clips, times, count=data.cuttings, seed=config.train.seed)
+    return clips + _cut(config, clips, count=data.cuttings, most=MOST_WORDS)
+
+
+def _cut(config: VideoQAConfig, clips: Sequence[QuestionedClip], *, count: int, most: int) -> list[QuestionedClip]:
+    """Parts of the training clips of GRID.
+
+    Raises:
+        UserError: the source has no word times, or only some kinds of questions are asked for.
+    """
+    if config.data.kinds:
+        raise UserError("cuttings with --data.kinds: expected all kinds of questions")
+    times = read_word_times(Path(config.data.source) / WORD_TIMES)
+    return grid_cuttings(clips, times, count=count, seed=config.train.seed, most=most)
+
+
+def cut_clips(config: VideoQAConfig) -> list[QuestionedClip]:
+    """The parts of the stage of that name, none if it is left out.
+
+    Raises:
+        UserError: the source cannot be read, or is not GRID.
+    """
+    parts, data = config.parts, config.data
+    if not parts.steps:
+        return []
+    if data.source == CLIPS:
+        raise UserError("--parts.steps with the built-in clips: expected a folder in GRID's layout")
+    return _cut(config, read_questions(data.source, split=data.train_split), count=parts.cuttings, most=parts.words)
 
 
 def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:
@@ -334,8 +373,13 @@ def _stage(
     )
 
 
+def _before(stage: StageConfig, config: VideoQAConfig) -> TrainConfig:
+    """Settings of a stage before the main one, in which nothing is evaluated."""
+    return replace(stage.settings(config.train, rates=config.train.learning_rates), eval_every=0)
+
+
 def _check_rates(config: VideoQAConfig) -> None:
-    for rates in (config.train.learning_rates, config.pretrain.learning_rates):
+    for rates in (s.learning_rates for s in (config.train, config.pretrain, config.parts)):
         moved = [part for part in IMAGE_PARTS if rates.get(part)]
         if moved:
             raise UserError(
@@ -347,7 +391,7 @@ def _check_rates(config: VideoQAConfig) -> None:
 def train_video_qa(
     config: VideoQAConfig, *, report: Callable[[str], None] = print
 ) -> tuple[MultimodalModel, TrainResult]:
-    """Both stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
+    """All stages; the trained model, its adapter saved in `run_dir/adapter`, and what the last stage did.
 
     Raises:
         UserError: anything the user can put right.
@@ -357,13 +401,15 @@ def train_video_qa(
     start = model.modalities_sha256()
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
     early, video = config.pretrain, config.video
-    clips, dev = clip_set(config), _dev_questions(model, config)  # a fault in them costs no training
+    # a fault in them costs no training
+    clips, parts, dev = clip_set(config), cut_clips(config), _dev_questions(model, config)
     _fit_statistics(model, clips, seed=config.train.seed)
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
-        settings = replace(early.settings(config.train, rates=config.train.learning_rates), eval_every=0)
-        _stage(config, model, settings, "pretrain", clip_set(config, captions=True), {})
+        _stage(config, model, _before(early, config), "pretrain", clip_set(config, captions=True), {})
         _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
+    if parts:
+        _stage(config, model, _before(config.parts, config), "parts", parts, {})
     result = _stage(config, model, config.train, "answer", clips, dev)
     if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
         raise RuntimeError("frozen weights have changed; this is a defect of Graft")

@@ -39,8 +39,10 @@ class Piece:
         return f"words {self.first + 1} to {self.first + len(self.words)}"
 
 
-def draw_pieces(names: Sequence[str], times: WordTimes, *, count: int, seed: int) -> list[Piece]:
-    """`count` pieces of one to four words, each of a recording drawn by the seed.
+def draw_pieces(
+    names: Sequence[str], times: WordTimes, *, count: int, seed: int, most: int = MOST_WORDS
+) -> list[Piece]:
+    """`count` pieces of one to `most` words, each of a recording drawn by the seed.
 
     Raises:
         UserError: none of the recordings has word times.
@@ -52,7 +54,7 @@ def draw_pieces(names: Sequence[str], times: WordTimes, *, count: int, seed: int
     for number in range(count):
         rng = random.Random(f"cutting/{seed}/{number}")
         name = rng.choice(timed)
-        length = rng.randint(1, min(MOST_WORDS, len(times[name])))
+        length = rng.randint(1, min(most, len(times[name])))
         first = rng.randrange(len(times[name]) - length + 1)
         words, starts, ends = zip(*times[name][first : first + length], strict=True)
         drawn.append(Piece(name, first, words, max(0.0, starts[0] - MARGIN_SECONDS), ends[-1] + MARGIN_SECONDS))

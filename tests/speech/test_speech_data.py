@@ -19,6 +19,8 @@ from speech.utterance import FileSound, Utterance, Waveforms
 from tests.speech.made_speech import save, save_digits, tone
 from tests.tiny_models import train_config
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,6 +44,20 @@ def test_built_in_voices_say_pieces_too() -> None:
     assert found[:30] == training_utterances(replace(data, cuttings=0), seed=0)
     assert len(found) == 50 and all(1 <= len(u.text.split()) <= 4 for u in found[30:])
     assert len({u.id for u in found}) == 50
+
+
+def test_built_in_voices_speak_beside_the_recordings_of_a_set(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("espeakng_loader", reason="eSpeak NG is not installed (pip install espeakng-loader)")
+    alone = SpeechDataConfig(source=str(folder), connected=5)
+    digits = training_utterances(replace(alone, voices=40), seed=0)
+    assert digits[:25] == training_utterances(alone, seed=0)
+    assert len(digits) == 65 and {word for u in digits[25:] for word in u.text.split()} <= set(DIGITS)
+    save(tmp_path / "one.wav", tone(0.3))
+    (tmp_path / "train.tsv").write_text("audio\ttext\none.wav\tsome words\n")
+    sentences = training_utterances(SpeechDataConfig(source=str(tmp_path), voices=20), seed=0)
+    assert len(sentences) == 21 and len({u.speaker for u in sentences}) > 5
+    assert any(set(u.text.split()) - set(DIGITS) for u in sentences[1:])
+    assert len({u.id for u in digits}) == 65 and len({u.id for u in sentences}) == 21
 
 
 def test_a_share_of_the_transcripts_is_drawn_by_the_seed(folder: Path) -> None:
@@ -113,6 +129,7 @@ def test_batches_by_seconds_are_wanted_or_not(tmp_path: Path) -> None:
     "wrong",
     [
         {"share": 0},
+        {"voices": -1},
         {"dialogue": 1.5},
         {"temperature": 0.5},
         {"silence": 1},

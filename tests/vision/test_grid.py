@@ -26,6 +26,11 @@ def test_a_part_is_asked_about_its_own_words() -> None:
         assert part.between == pytest.approx((max(0.0, first[1] - MARGIN_SECONDS), last[2] + MARGIN_SECONDS))
 
 
+def test_parts_have_no_more_words_than_wanted() -> None:
+    made = grid_cuttings([CLIP], TIMES, count=40, seed=0, most=1)
+    assert {len(part.questions) for part in made} == {2} and len({part.questions[0] for part in made}) == 6
+
+
 def test_without_word_times_there_are_no_parts() -> None:
     with pytest.raises(UserError, match="none of 1 recordings has word times"):
         grid_cuttings([CLIP], {}, count=1, seed=0)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from multimodal.data.word_times import read_word_times
-from tests.tiny_models import ENCODER, clip_file, train_config
+from tests.tiny_models import ENCODER, train_config
+from tests.vision.made_grid import SENTENCES, make_grid
 from vision.clip_layouts import read_clips
 from vision.encoder import ImageEncoder, ImageEncoderConfig
 from vision.encoder_folder import ENCODER_FILE
@@ -18,25 +19,10 @@ from vision.lip_reading import WORDS, FrameWordTask, collate_frames, frame_label
 from vision.lip_training import LipFrames, LipReadingConfig, pretrain_lip_encoder
 from vision.tiling import Tiling
 
-SENTENCES = {
-    "a": ("train", "bin blue at f three soon"),
-    "b": ("dev", "lay red by l six now"),
-    "c": ("dev", "set red in a two now"),
-}
-
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
-    """Three clips of six frames, of which the last five are words."""
-    (tmp_path / "clips").mkdir()
-    transcripts, times = ["id\tsplit\ttext"], ["id\tword\tstart_s\tend_s"]
-    for number, (name, (split, text)) in enumerate(SENTENCES.items()):
-        clip_file(tmp_path / "clips" / f"{name}.mp4", frames=6, seed=number)
-        transcripts.append(f"{name}\t{split}\t{text}")
-        times += [f"{name}\t{word}\t{0.125 * (i + 1)}\t{0.125 * (i + 2)}" for i, word in enumerate(text.split())]
-    (tmp_path / "transcripts.tsv").write_text("\n".join(transcripts) + "\n")
-    (tmp_path / "word_times.tsv").write_text("\n".join(times) + "\n")
-    return tmp_path
+    return make_grid(tmp_path / "grid")
 
 
 def lips(folder: Path, split: str = "dev", **options: float) -> LipFrames:

@@ -13,8 +13,17 @@ from multimodal.hashing import weights_sha256
 from multimodal.model import MultimodalModel
 from multimodal.quantization import quantization_of
 from tests.tiny_models import ENCODER, LOW_MEMORY, VIDEO, ask, clip_file, tiny_model, train_config
+from tests.vision.made_grid import make_grid
 from vision.image_modality import EncoderOptions
-from vision.video_training import ClipDataConfig, VideoPretrainConfig, VideoQAConfig, build_video_model, train_video_qa
+from vision.video_training import (
+    ClipDataConfig,
+    PartsConfig,
+    VideoPretrainConfig,
+    VideoQAConfig,
+    build_video_model,
+    cut_clips,
+    train_video_qa,
+)
 
 RATES = {
     "aggregator": 1e-2,
@@ -53,6 +62,9 @@ def test_numbers_that_cannot_be_are_refused_before_training() -> None:
         (name,) = wrong
         with pytest.raises(UserError, match=f"--data.{name.replace('_', '-')} "):
             ClipDataConfig(**wrong)  # type: ignore[arg-type]
+    for number in ("cuttings", "words"):
+        with pytest.raises(UserError, match=f"--parts.{number} 0"):
+            PartsConfig(**{number: 0})  # type: ignore[arg-type]
 
 
 def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
@@ -167,6 +179,21 @@ def test_broken_clips_are_skipped_and_reported(config: VideoQAConfig, tmp_path: 
         train_video_qa(replace(own, run_dir=tmp_path / "fails", data=replace(own.data, on_error="fail")))
     with pytest.raises(UserError, match="no question of the kinds colour"):
         train_video_qa(replace(own, run_dir=tmp_path / "x", data=replace(own.data, kinds=("colour",))))
+
+
+def test_parts_of_clips_come_before_whole_ones(config: VideoQAConfig, tmp_path: Path) -> None:
+    data = replace(config.data, source=str(make_grid(tmp_path / "grid")))
+    short = replace(config, data=data, parts=PartsConfig(steps=3, cuttings=7, words=1, batch_size=4))
+    found = cut_clips(short)
+    assert [len(part.questions) for part in found] == [2] * 7 and not cut_clips(replace(config, data=data))
+    _, result = train_video_qa(short)
+    assert len(losses(config.run_dir / "parts")) == 3 and result.steps == 2
+    with pytest.raises(UserError, match=r"word_times\.tsv"):
+        train_video_qa(replace(short, data=config.data))
+    with pytest.raises(UserError, match="expected all kinds"):
+        train_video_qa(replace(short, data=replace(data, kinds=("colour",))))
+    with pytest.raises(UserError, match=r"encoder 0\.1: expected 0"):
+        train_video_qa(replace(short, parts=replace(short.parts, learning_rates={**RATES, "encoder": 0.1})))
 
 
 def test_what_cannot_be_meant_is_one_line(config: VideoQAConfig) -> None:
