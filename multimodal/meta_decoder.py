@@ -35,8 +35,13 @@ def read_config(name: str) -> PretrainedConfig:
 
 
 def meta_decoder(config: PretrainedConfig, *, dtype: torch.dtype = torch.bfloat16) -> FrozenDecoder:
-    """A frozen decoder of that configuration on the meta device."""
-    with META:
+    """A frozen decoder of that configuration on the meta device.
+
+    Raises:
+        UserError: it is not of a causal decoder.
+    """
+    problem = f"decoder: cannot be built from a configuration of {config.model_type}"
+    with reported_as(problem, expected="expected a causal decoder of transformers"), META:
         return FrozenDecoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype))
 
 

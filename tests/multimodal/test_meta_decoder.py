@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5Config
 
 from multimodal import meta_decoder
 from multimodal.decoder_shape import DecoderShape
@@ -75,3 +76,8 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str | None, s
     with pytest.raises(UserError, match=f"decoder {tmp_path}: {said}") as error:
         read_config(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_no_causal_decoder_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"cannot be built from a configuration of t5 .*expected a causal decoder"):
+        meta_decoder.meta_decoder(T5Config())
