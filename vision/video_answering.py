@@ -2,8 +2,10 @@
 
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from multimodal.wordnet import find_wordnet
 from multimodal.wups import Likeness, wups
-from vision.clip_frames import ClipFrames, FrameOrder, backwards, middle_frame
+from vision.clip_frames import FrameOrder, backwards, middle_frame
 from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
 
@@ -112,21 +114,28 @@ def answer_clips(
     batch_size: int,
     **options: Any,
 ) -> list[str]:
-    """What the model says, each shown the clip of sample `media_from[i]` (None: blank), its frames in `order`."""
+    """What the model says, each shown the clip of sample `media_from[i]` (None: blank), its frames in `order`.
+
+    A clip is read and encoded once for all that is asked about it, and then let go.
+    """
     modality: Any = model.modalities["video"]
     turns = Turns(model, kind="video")
     shown = range(len(asked)) if media_from is None else media_from
+    askings: dict[tuple[Path, bool], list[int]] = defaultdict(list)
+    for number, source in enumerate(shown):
+        askings[asked[number if source is None else source].clip, source is None].append(number)
 
-    def sample(one: AskedClip, source: int | None, frames: ClipFrames) -> Sample:
-        frames = modality.blank(frames) if source is None else frames
-        return Sample({"video": (frames,)}, (turns(one.question.question, None),))
+    def samples() -> Iterator[Sample]:
+        # Threads read the next clips while the model answers about this one.
+        for (clip, blank), read in read_ahead(askings, lambda key: modality.prepare(key[0], order=order)):
+            frames = modality.blank(read.result()) if blank else read.result()
+            frames = frames.with_features(modality.encode(frames.to(model.device)))
+            for number in askings[clip, blank]:
+                yield Sample({"video": (frames,)}, (turns(asked[number].question.question, None),))
 
-    pairs = list(zip(asked, shown, strict=True))
-    clips = [(one if source is None else asked[source]).clip for one, source in pairs]
-    # Threads read the clips of the next batch while the model answers about this one.
-    read = read_ahead(clips, functools.partial(modality.prepare, order=order), ahead=2 * batch_size)
-    samples = (sample(*pair, clip.result()) for pair, (_, clip) in zip(pairs, read, strict=True))
-    return model.generate_all(samples, batch_size=batch_size, **options)
+    texts = model.generate_all(samples(), batch_size=batch_size, **options)
+    answers = dict(zip(chain.from_iterable(askings.values()), texts, strict=True))
+    return [answers[number] for number in range(len(asked))]
 
 
 def score_answers(

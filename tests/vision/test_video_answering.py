@@ -132,3 +132,22 @@ def test_every_control_shows_another_clip(model: MultimodalModel, clips: list[Qu
     }
     assert found.blank == said(model.modalities["video"].blank)  # type: ignore[arg-type]
     assert len({tuple(texts) for texts in (found.predictions, found.blank, *found.others.values())}) > 2
+
+
+def test_a_clip_is_encoded_once_for_all_its_questions(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
+    asked = ask_clips(model, [replace(clip, questions=(LEFT, COUNT, replace(COUNT, question="?"))) for clip in clips])
+    asked = [asked[number] for number in (0, 3, 1, 4, 2, 5)]
+    encoder = model.modalities["video"].image.encoder  # type: ignore[union-attr]
+    runs: list[object] = []
+    handle = encoder.register_forward_hook(lambda *_: runs.append(None))
+    try:
+        together = answer_clips(model, asked, batch_size=4, max_new_tokens=4)
+        blank = answer_clips(model, asked, [None, 0] * 3, batch_size=4, max_new_tokens=4)
+    finally:
+        handle.remove()
+    assert len(runs) == 2 + 2
+    alone = [model.sample(ask(one.clip, one.question.question)) for one in asked]
+    assert together == [model.generate([sample], max_new_tokens=4)[0] for sample in alone]
+    assert blank[1::2] == [
+        model.chat(ask(asked[0].clip, one.question.question), max_new_tokens=4) for one in asked[1::2]
+    ]
