@@ -335,6 +335,7 @@ def test_killed_and_interrupted_and_resumed_is_as_never_stopped(
         return step(self, data)
 
     monkeypatch.setattr(loop._Run, "_step", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
     ended = cli("train_captioning", "--config", recipe, "--run-dir", run, "--resume")
     said = [line for line in ended.err.splitlines() if not line.startswith("step ")]
     assert ended.status == 130 and len(said) == 1 and "--resume" in said[0]
