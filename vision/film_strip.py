@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -18,8 +19,9 @@ def draw_film_strip(
     words: Sequence[str] = (),
     weights_WF: Tensor | None = None,
     side: int = 72,
+    most: int = 16,
 ) -> Image.Image:
-    """The frames of a clip side by side.
+    """The frames of a clip side by side; of more than `most`, one stands for several, with all that looked at them.
 
     Args:
         frames: of one clip, in order.
@@ -33,6 +35,12 @@ def draw_film_strip(
     shape = (0, len(frames)) if weights_WF is None else tuple(weights_WF.shape)
     if shape != (len(words), len(frames)) or not frames:
         raise ValueError(f"weights {shape} for {len(words)} words and {len(frames)} frames")
+    if len(frames) > most:
+        runs = [(round(i * len(frames) / most), round((i + 1) * len(frames) / most)) for i in range(most)]
+        middles = [(start + end) // 2 for start, end in runs]
+        frames, labels = [frames[at] for at in middles], [labels[at] for at in middles] if labels else ()
+        if weights_WF is not None:
+            weights_WF = torch.stack([weights_WF[:, start:end].sum(1) for start, end in runs], dim=1)
     font = ImageFont.load_default(13)
     small = [_scaled(frame.convert("RGB"), side) for frame in frames]
     width, height = max(frame.width for frame in small), max(frame.height for frame in small)

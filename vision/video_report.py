@@ -34,6 +34,9 @@ LABELS = {
     "wups_0.0": "WUPS at 0",
 }
 
+IN_A_LINE = 4
+"""Frames of a card, which is narrow."""
+
 
 def attention_strips(model: MultimodalModel, messages: list[Message], answer: str) -> Image.Image:
     """A film strip of each clip of a conversation, with a row for each word of the answer.
@@ -68,8 +71,10 @@ def video_cards(
     for i in shown:
         asked, said = evaluation.samples[i], evaluation.predictions[i]
         question = asked.question
-        clip = read_clip(asked.clip, count=_sampled(model))
-        strip = draw_film_strip(clip.frames, _times(clip))
+        clip = read_clip(asked.clip, count=min(_sampled(model), 16))
+        times, lines = _times(clip), range(0, len(clip.frames), IN_A_LINE)
+        cut = (slice(start, start + IN_A_LINE) for start in lines)
+        strip = stack_strips([draw_film_strip(clip.frames[some], times[some]) for some in cut])
         answers = [Answer(question.question, said, question.answer, is_right(said, question.right))]
         for control, expected in ((REVERSED, question.reversed_answer), (MIDDLE, None)):
             text = evaluation.others[control][i]

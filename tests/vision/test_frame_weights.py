@@ -52,3 +52,15 @@ def test_a_strip_is_bright_where_the_word_looked() -> None:
     assert stack_strips([strip, plain]).size == (strip.width, strip.height + plain.height)
     with pytest.raises(ValueError, match="1 words and 3 frames"):
         draw_film_strip(frames, words=("a",), weights_WF=weights)
+
+
+def test_of_many_frames_one_stands_for_several_with_what_looked_at_them() -> None:
+    frames = [Image.new("RGB", (8, 8), (200, 200, number)) for number in range(50)]
+    labels = [str(number) for number in range(50)]
+    weights = torch.zeros(1, 50)
+    weights[0, 49] = weights[0, 47] = 0.5
+    strip = draw_film_strip(frames, labels, words=["w"], weights_WF=weights, side=8, most=10)
+    few = [frames[number] for number in range(2, 50, 5)]
+    added = torch.tensor([[0.0] * 9 + [1.0]])
+    expected = draw_film_strip(few, labels[2::5], words=["w"], weights_WF=added, side=8)
+    assert strip.size == expected.size and strip.tobytes() == expected.tobytes()
