@@ -41,8 +41,10 @@ def meta_decoder(config: PretrainedConfig, *, dtype: torch.dtype = torch.bfloat1
         UserError: it is not of a causal decoder.
     """
     problem = f"decoder: cannot be built from a configuration of {config.model_type}"
-    with reported_as(problem, expected="expected a causal decoder of transformers"), META:
-        return FrozenDecoder(AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype))
+    with META:
+        with reported_as(problem, expected="expected a causal decoder of transformers"):
+            lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return FrozenDecoder(lm.to(dtype))
 
 
 @contextmanager

@@ -145,16 +145,17 @@ def training_utterances(data: SpeechDataConfig, *, seed: int, writers: Sequence[
         as_many = data.translations * len(SOURCE_LANGUAGES) // len(data.translated)
         found += foreign_utterances(SOURCE_LANGUAGES, task="transcribe", count=as_many, split="train", seed=seed)
     else:
+        folder = Path(data.source).expanduser()
         found = data.read(data.train_split)
         if data.share < 1:
             found = random.Random(f"share/{seed}").sample(found, max(1, round(data.share * len(found))))
         if data.connected:
             found += connected_digits(found, count=data.connected, seed=seed, digits=(1, data.digits[1]))
         if data.cuttings:
-            times = read_word_times(Path(data.source).expanduser() / WORD_TIMES)
+            times = read_word_times(folder / WORD_TIMES)
             found += cuttings(found, times, count=data.cuttings, seed=seed)
         if data.voices:
-            said = [digits_in_a_row] if is_fsdd(Path(data.source).expanduser()) else writers
+            said = [digits_in_a_row] if is_fsdd(folder) else writers
             found += spoken_sentences(said, count=data.voices, split="train", seed=seed, name="voice")
     transcribed = [u for u in found if u.task == "transcribe"]
     chosen = random.Random(f"dialogue/{seed}").sample(transcribed, round(data.dialogue * len(transcribed)))

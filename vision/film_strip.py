@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+MOST_FRAMES = 16
+"""That can be told apart on a page."""
 _GAP = 4
 _DIM = 0.15  # brightness of a frame that nothing looked at
 _TEXT = (30, 32, 38)
@@ -19,7 +21,7 @@ def draw_film_strip(
     words: Sequence[str] = (),
     weights_WF: Tensor | None = None,
     side: int = 72,
-    most: int = 16,
+    most: int = MOST_FRAMES,
 ) -> Image.Image:
     """The frames of a clip side by side; of more than `most`, one stands for several, with all that looked at them.
 

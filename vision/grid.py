@@ -8,7 +8,7 @@ from pathlib import Path
 
 from multimodal.data.grid_grammar import SLOTS
 from multimodal.data.tables import read_text, table_cells
-from multimodal.data.word_times import MOST_WORDS, WordTimes, draw_pieces
+from multimodal.data.word_times import WordTimes, draw_pieces
 from multimodal.errors import UserError
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.clip_tables import ClipRow
@@ -38,7 +38,7 @@ def grid_questions(sentence: str) -> tuple[ClipQuestion, ...]:
 
 
 def grid_cuttings(
-    clips: Sequence[QuestionedClip], times: WordTimes, *, count: int, seed: int, most: int = MOST_WORDS
+    clips: Sequence[QuestionedClip], times: WordTimes, *, count: int, seed: int, most: int
 ) -> list[QuestionedClip]:
     """`count` parts of clips in which one to `most` words are spoken, with the questions about these words.
 

@@ -22,7 +22,7 @@ from multimodal.report import (
 from multimodal.wordnet import find_wordnet
 from vision.clip import read_clip
 from vision.clip_sampling import Clip
-from vision.film_strip import draw_film_strip, stack_strips
+from vision.film_strip import MOST_FRAMES, draw_film_strip, stack_strips
 from vision.frame_weights import word_frame_weights
 from vision.video_answering import MIDDLE, REVERSED, AskedClip
 
@@ -71,10 +71,9 @@ def video_cards(
     for i in shown:
         asked, said = evaluation.samples[i], evaluation.predictions[i]
         question = asked.question
-        clip = read_clip(asked.clip, count=min(_sampled(model), 16))
-        times, lines = _times(clip), range(0, len(clip.frames), IN_A_LINE)
-        cut = (slice(start, start + IN_A_LINE) for start in lines)
-        strip = stack_strips([draw_film_strip(clip.frames[some], times[some]) for some in cut])
+        clip = read_clip(asked.clip, count=min(_sampled(model), MOST_FRAMES))
+        lines = (slice(start, start + IN_A_LINE) for start in range(0, len(clip.frames), IN_A_LINE))
+        strip = stack_strips([draw_film_strip(clip.frames[line], _times(clip)[line]) for line in lines])
         answers = [Answer(question.question, said, question.answer, is_right(said, question.right))]
         for control, expected in ((REVERSED, question.reversed_answer), (MIDDLE, None)):
             text = evaluation.others[control][i]

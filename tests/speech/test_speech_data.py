@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from multimodal.data.grid_grammar import SLOTS
 from multimodal.errors import UserError
 from speech.speech_data import (
     SpeechDataConfig,
@@ -18,8 +19,6 @@ from speech.speech_data import (
 from speech.utterance import FileSound, Utterance, Waveforms
 from tests.speech.made_speech import save, save_digits, tone
 from tests.tiny_models import train_config
-
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,12 @@ def test_built_in_voices_speak_beside_the_recordings_of_a_set(folder: Path, tmp_
     alone = SpeechDataConfig(source=str(folder), connected=5)
     digits = training_utterances(replace(alone, voices=40), seed=0)
     assert digits[:25] == training_utterances(alone, seed=0)
-    assert len(digits) == 65 and {word for u in digits[25:] for word in u.text.split()} <= set(DIGITS)
+    assert len(digits) == 65 and {word for u in digits[25:] for word in u.text.split()} <= set(SLOTS["digit"])
     save(tmp_path / "one.wav", tone(0.3))
     (tmp_path / "train.tsv").write_text("audio\ttext\none.wav\tsome words\n")
     sentences = training_utterances(SpeechDataConfig(source=str(tmp_path), voices=20), seed=0)
     assert len(sentences) == 21 and len({u.speaker for u in sentences}) > 5
-    assert any(set(u.text.split()) - set(DIGITS) for u in sentences[1:])
+    assert any(set(u.text.split()) - set(SLOTS["digit"]) for u in sentences[1:])
     assert len({u.id for u in digits}) == 65 and len({u.id for u in sentences}) == 21
 
 
