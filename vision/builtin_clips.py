@@ -25,6 +25,7 @@ class BuiltinClips:
         count: clips in an epoch.
         size: of the pictures, in pixels.
         frames: of a clip, 8 a second.
+        alone: show a single object; `kinds` are among `vision.clip_stories.ALONE_KINDS`.
         more: ask everything else there is to ask about a clip, too, after the question that it was drawn for.
         captions: describe clips instead of asking about them.
     """
@@ -36,6 +37,7 @@ class BuiltinClips:
     size: int = 64
     frames: int = 24
     kinds: Sequence[str] = KINDS
+    alone: bool = False
     more: bool = False
     captions: bool = False
 
@@ -45,8 +47,9 @@ class BuiltinClips:
     def __getitem__(self, index: int) -> QuestionedClip:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        scene, question = clip_sample(index, seed=self.seed, split=self.split, kinds=self.kinds)
+        scene, question = clip_sample(index, seed=self.seed, split=self.split, kinds=self.kinds, alone=self.alone)
         subset = "" if tuple(self.kinds) == KINDS else "-".join(("", *self.kinds))
+        subset += "-alone" if self.alone else ""
         name = f"{self.split}{subset}-{self.seed}-{self.size}px-{self.frames}f-{index:06d}"
         path = self.folder / f"{name}.mp4"
         if not path.is_file():

@@ -25,15 +25,18 @@ CHOICES = 4
 _Asked = tuple[str, str, int]  # question, answer, number of the object that it is about
 
 
-def clip_sample(index: int, *, seed: int, split: Split, kinds: Sequence[str] = KINDS) -> tuple[ClipScene, ClipQuestion]:
+def clip_sample(
+    index: int, *, seed: int, split: Split, kinds: Sequence[str] = KINDS, alone: bool = False
+) -> tuple[ClipScene, ClipQuestion]:
     """Sample `index` of the data set: a scene for `vision.clip_scenes.render_clip`, and a question about it.
 
-    A pure function of (seed, split, kinds, index). First the kind is drawn, then the answer, each equally likely, then
-    a scene in which it is true. In the split "held_out" the question is about an object that training never shows.
+    A pure function of its arguments. First the kind is drawn, then the answer, each equally likely, then a scene in
+    which it is true. In the split "held_out" the question is about an object that training never shows. With `alone`
+    (`kinds` among `ALONE_KINDS`) that object is the only one.
     """
     rng = random.Random(f"clip {seed} {split} {index}")  # seeding by a string does not depend on the process
     kind = rng.choice(kinds)
-    scene, answer = sample_clip(rng, kind=kind, split=split)
+    scene, answer = sample_clip(rng, kind=kind, split=split, alone=alone)
     lead = scene.objects[0].name
     asked = [q for q in questions_by_kind(scene)[kind] if q.subject == 0 and q.answer in (answer, lead)]
     return scene, rng.choice(asked)

@@ -19,16 +19,17 @@ _TIMES = [step * 37 % 61 / 60 for step in range(61)]  # all over the clip: what 
 _TOUCH = 0.18  # from centre to centre: circles overlap a little, so that triangles touch at all
 
 
-def sample_clip(rng: random.Random, *, kind: str, split: Split) -> tuple[ClipScene, str]:
+def sample_clip(rng: random.Random, *, kind: str, split: Split, alone: bool = False) -> tuple[ClipScene, str]:
     """Draw a clip for a question of `kind` (of `STORIES`), and which of `STORIES[kind].answers` is true in it.
 
     Where the answer to a question is an object, it is the first one, and the one drawn here says what that does. In
-    "train" no object is held out (`is_held_out`), in "held_out" the first one is.
+    "train" no object is held out (`is_held_out`), in "held_out" the first one is. With `alone`, nothing joins the one
+    object that the story tells of (of a kind among `ALONE_KINDS`).
     """
     story = STORIES[kind]
     answer = rng.choice(story.answers)
     ways = _draw_apart(rng, lambda: story.tell(rng, answer))
-    for _ in range(rng.choice(story.companions)):
+    for _ in range(0 if alone else rng.choice(story.companions)):
         ways += _companion(rng, ways)
     if kind == "swap" and len(ways) < 3:  # with two objects there would be nothing to ask
         return sample_clip(rng, kind=kind, split=split)
@@ -216,3 +217,6 @@ STORIES = {
     "place": Story(tuple(name for row in POSITIONS for name in row), _tell_place, (0, 1, 2)),
     "motion": Story(tuple(dict.fromkeys(VERBS.values())), _tell_motion, (0, 1, 2)),
 }
+
+ALONE_KINDS = ("direction", "bounces", "place", "motion")
+"""Kinds of questions that a single object is enough for."""

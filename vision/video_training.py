@@ -1,5 +1,5 @@
-"""The stages of video-adapter training on an image model: video-text pairs, then question answering, of GRID also on
-short parts before whole clips.
+"""The stages of video-adapter training on an image model: video-text pairs, then question answering, on
+simple clips before all others.
 
 Llama 3 paper, section 7.3 / spec A5.3. All train the aggregator and the video layers only; the image adapter, its
 encoder and the decoder stay as they are. A stage starts from the weights of the one before with a fresh optimizer.
@@ -28,6 +28,7 @@ from vision.builtin_clips import BuiltinClips
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
 from vision.clip_question import ClipSet, QuestionedClip
+from vision.clip_stories import ALONE_KINDS
 from vision.grid import grid_cuttings
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
@@ -99,17 +100,17 @@ class VideoPretrainConfig(StageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartsConfig(StageConfig):
-    """A stage before the questions about whole clips: parts of GRID's training clips alone, with few words; 0 steps
-    leave it out."""
+class SimpleConfig(StageConfig):
+    """A stage of simple clips alone, before all questions about all clips: built-in ones with a single object, or parts
+    of GRID's training clips with few words; 0 steps leave it out."""
 
-    cuttings: int = 4000
-    """So many parts."""
+    clips: int = 4000
+    """So many of them."""
     words: int = 1
-    """At most so many words in each."""
+    """Of GRID: at most so many words in each."""
 
     def __post_init__(self) -> None:
-        expect_at_least(1, of="parts.", cuttings=self.cuttings, words=self.words)
+        expect_at_least(1, of="simple.", clips=self.clips, words=self.words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class VideoQAConfig:
     read a clip as they read pictures (needs --video.adapter.aggregator.start frames)."""
     data: ClipDataConfig = field(default_factory=ClipDataConfig)
     pretrain: VideoPretrainConfig = field(default_factory=VideoPretrainConfig)
-    parts: PartsConfig = field(default_factory=PartsConfig)
+    simple: SimpleConfig = field(default_factory=SimpleConfig)
     cache: Literal["auto", "off"] = "auto"
     """Keep the frozen encoder's features on disk; off computes them anew each time, to the same losses."""
     cache_dir: Path | None = None
@@ -202,23 +203,35 @@ def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False
     data = config.data
     source = config.pretrain.source if captions else data.source
     if source == CLIPS:
-        _check_kinds(data.kinds)
-        return BuiltinClips(
-            folder=data.clip_folder or config.run_dir / "clips",
-            count=data.dev_count if dev else data.clips,
-            seed=config.train.seed + dev,
-            split="held_out" if dev else "train",
-            size=data.clip_size,
-            frames=data.clip_frames,
-            kinds=data.kinds or KINDS,
-            more=not dev,
-            captions=captions,
-        )
+        builtin = _builtin_clips(config)
+        if dev:
+            return replace(builtin, count=data.dev_count, seed=builtin.seed + 1, split="held_out", more=False)
+        return replace(builtin, captions=captions)
     split = data.dev_split if dev else data.train_split
     clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
     if dev or captions or not data.cuttings:
         return clips[: data.dev_count] if dev else clips
     return clips + _cut(config, clips, count=data.cuttings, most=MOST_WORDS)
+
+
+def _builtin_clips(config: VideoQAConfig) -> BuiltinClips:
+    """Those to learn from.
+
+    Raises:
+        UserError: an unknown kind of question.
+    """
+    data = config.data
+    _check_kinds(data.kinds)
+    return BuiltinClips(
+        folder=data.clip_folder or config.run_dir / "clips",
+        count=data.clips,
+        seed=config.train.seed,
+        split="train",
+        size=data.clip_size,
+        frames=data.clip_frames,
+        kinds=data.kinds or KINDS,
+        more=True,
+    )
 
 
 def _cut(config: VideoQAConfig, clips: Sequence[QuestionedClip], *, count: int, most: int) -> list[QuestionedClip]:
@@ -233,18 +246,24 @@ def _cut(config: VideoQAConfig, clips: Sequence[QuestionedClip], *, count: int, 
     return grid_cuttings(clips, times, count=count, seed=config.train.seed, most=most)
 
 
-def cut_clips(config: VideoQAConfig) -> list[QuestionedClip]:
-    """The parts of the stage of that name, none if it is left out.
+def simple_clips(config: VideoQAConfig) -> ClipSet:
+    """The clips of the stage of that name, none if it is left out.
 
     Raises:
-        UserError: the source cannot be read, or is not GRID.
+        UserError: the source cannot be read, is neither built in nor GRID, or has no simple clips for the kinds asked.
     """
-    parts, data = config.parts, config.data
-    if not parts.steps:
+    simple, data = config.simple, config.data
+    if not simple.steps:
         return []
-    if data.source == CLIPS:
-        raise UserError("--parts.steps with the built-in clips: expected a folder in GRID's layout")
-    return _cut(config, read_questions(data.source, split=data.train_split), count=parts.cuttings, most=parts.words)
+    if data.source != CLIPS:
+        return _cut(config, read_questions(data.source, split=data.train_split), count=simple.clips, most=simple.words)
+    builtin = _builtin_clips(config)
+    kinds = tuple(kind for kind in ALONE_KINDS if kind in builtin.kinds)
+    if not kinds:
+        raise UserError(
+            f"--simple.steps with --data.kinds {' '.join(data.kinds)}: expected some of {', '.join(ALONE_KINDS)}"
+        )
+    return replace(builtin, count=simple.clips, kinds=kinds, alone=True)
 
 
 def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:
@@ -379,7 +398,7 @@ def _before(stage: StageConfig, config: VideoQAConfig) -> TrainConfig:
 
 
 def _check_rates(config: VideoQAConfig) -> None:
-    for rates in (s.learning_rates for s in (config.train, config.pretrain, config.parts)):
+    for rates in (s.learning_rates for s in (config.train, config.pretrain, config.simple)):
         moved = [part for part in IMAGE_PARTS if rates.get(part)]
         if moved:
             raise UserError(
@@ -402,14 +421,14 @@ def train_video_qa(
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
     early, video = config.pretrain, config.video
     # a fault in them costs no training
-    clips, parts, dev = clip_set(config), cut_clips(config), _dev_questions(model, config)
+    clips, simple, dev = clip_set(config), simple_clips(config), _dev_questions(model, config)
     _fit_statistics(model, clips, seed=config.train.seed)
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
         _stage(config, model, _before(early, config), "pretrain", clip_set(config, captions=True), {})
         _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
-    if parts:
-        _stage(config, model, _before(config.parts, config), "parts", parts, {})
+    if len(simple):
+        _stage(config, model, _before(config.simple, config), "simple", simple, {})
     result = _stage(config, model, config.train, "answer", clips, dev)
     if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
         raise RuntimeError("frozen weights have changed; this is a defect of Graft")

@@ -25,9 +25,10 @@ def test_a_clip_is_a_video_that_is_made_once(tmp_path: Path) -> None:
     assert made[0] == first and first.clip.stat().st_mtime_ns == written
     names = {
         replace(made, **change)[0].clip
-        for change in ({"seed": 2}, {"size": 48}, {"split": "held_out"}, {"kinds": ("hit",)})
+        for change in ({"seed": 2}, {"size": 48}, {"split": "held_out"}, {"kinds": ("place",)})
     }
-    assert len(names | {first.clip}) == 5
+    alone = replace(made, kinds=("place",), alone=True)[0].clip
+    assert len(names | {first.clip, alone}) == 6
 
 
 def test_more_asks_everything_after_the_first_question(tmp_path: Path) -> None:

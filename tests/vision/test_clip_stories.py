@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vision.clip_scenes import DIRECTIONS, HELD_OUT_MOTIONS, RADIUS, ClipScene, is_held_out, reverse
-from vision.clip_stories import STORIES, sample_clip
+from vision.clip_stories import ALONE_KINDS, STORIES, sample_clip
 from vision.scenes import HELD_OUT, Split
 
 TIMES = [step / 50 for step in range(51)]
@@ -49,6 +49,12 @@ def test_objects_are_few_have_different_names_keep_apart_and_stay_in_the_picture
                 meet = {scene.objects[n].motion for n in (first, second)} == {"hit", "pushed"}
                 assert distance(scene, first, second, time) > (-0.021 if meet else -0.03)
     assert set(counts) == {3} if kind == "swap" else len(counts) > 1 and set(counts) <= {1, 2, 3}
+
+
+def test_alone_is_alone() -> None:
+    rng = random.Random(4)
+    for kind in ALONE_KINDS:
+        assert all(len(sample_clip(rng, kind=kind, split="train", alone=True)[0].objects) == 1 for _ in range(20))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STORIES if kind != "swap"])  # which has no answer to choose
