@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 DECODER := multimodal/builtin/decoder/model.safetensors
 IMAGE_ENCODER := multimodal/builtin/image_encoder/encoder.safetensors
 SPEECH_ENCODER := multimodal/builtin/speech_encoder/encoder.safetensors
+DEMO_ADAPTER := runs/demo/adapter/adapter.safetensors
 
 .PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder speech-encoder flickr8k benchmark benchmark-gpu
 GRAFT_DATA ?= ../shared/data
@@ -19,8 +20,12 @@ demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
 demo-asr: $(STAMP) $(DECODER) $(SPEECH_ENCODER)
 	$(RUN) -m scripts.demo_asr --config scripts/configs/demo_asr.yaml $(ARGS)
 
-demo-video: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
+demo-video: $(STAMP) $(DEMO_ADAPTER)
 	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml $(ARGS)
+
+# The image adapter that the video layers begin as.
+$(DEMO_ADAPTER): | $(STAMP) $(DECODER) $(IMAGE_ENCODER)
+	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
