@@ -14,8 +14,9 @@ from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
+from vision.clip_data import held_out_clips
 from vision.video_report import video_cards, video_report
-from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, held_out_clips, train_video_qa
+from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, train_video_qa
 
 
 @dataclass(frozen=True, kw_only=True)

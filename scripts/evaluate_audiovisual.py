@@ -40,10 +40,10 @@ from multimodal.turns import Turns
 from speech.asr import answer_speech, prompt_of, speech_of
 from speech.augment import add_noise
 from speech.word_errors import word_error_rate
+from vision.clip_data import read_questions
 from vision.clip_frames import ClipFrames
 from vision.clip_question import QuestionedClip
 from vision.grid import slot_question
-from vision.video_training import read_questions
 
 PROMPT = prompt_of("transcribe", "English")
 

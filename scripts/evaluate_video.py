@@ -14,8 +14,9 @@ from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
+from vision.clip_data import CLIPS, held_out_clips, read_questions
 from vision.video_report import video_cards, video_report
-from vision.video_training import CLIPS, ask_both_ways, evaluate_both_ways, held_out_clips, read_questions
+from vision.video_training import ask_both_ways, evaluate_both_ways
 
 
 @dataclass(frozen=True, kw_only=True)

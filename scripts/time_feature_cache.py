@@ -14,7 +14,7 @@ from multimodal.chart import curve_from_log
 from multimodal.config import parse
 from multimodal.errors import UserError, run_cli
 from multimodal.report import write_json
-from vision.video_training import VideoQAConfig, clip_set, train_video_qa
+from vision.video_training import VideoQAConfig, clip_sets, train_video_qa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,10 @@ def main() -> None:
         raise UserError(f"--epochs {config.epochs}: expected 2 or more; the first one fills the cache")
     size = config.train.batch_size
     data = replace(config.data, dev_count=0, clip_folder=config.data.clip_folder or config.run_dir / "clips")
-    config = replace(config, data=data, pretrain=replace(config.pretrain, steps=0))
-    clips = clip_set(config)
+    config = replace(
+        config, data=data, pretrain=replace(config.pretrain, steps=0), simple=replace(config.simple, steps=0)
+    )
+    clips = clip_sets(config).learnt()
     if len(clips) % size:
         raise UserError(f"{len(clips)} clips in steps of {size}: expected steps that end with the epoch")
     for number in range(len(clips)):

@@ -13,9 +13,8 @@ from typing import Literal
 
 from multimodal.adapter_merge import START
 from multimodal.config import dump, expect_at_least
-from multimodal.data.broken import BrokenSamples, OnError
+from multimodal.data.broken import BrokenSamples
 from multimodal.data.feature_cache import FeatureCache
-from multimodal.data.word_times import MOST_WORDS, WORD_TIMES, read_word_times
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
 from multimodal.metrics import Evaluation
@@ -24,68 +23,18 @@ from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
-from vision.builtin_clips import BuiltinClips
-from vision.clip_language import KINDS
-from vision.clip_layouts import read_clips
+from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
-from vision.clip_stories import ALONE_KINDS
-from vision.grid import grid_cuttings
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
 from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
 
-CLIPS = "clips"
 STATISTICS_FROM = 64
 """Clips from whose features their mean and deviation are taken."""
 IMAGE_PARTS = ("adapter", "gates", "encoder", "tokens")
 """Parts of the model that stay as they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipDataConfig:
-    """Where clips with questions come from and how they are used."""
-
-    source: str = CLIPS
-    """"clips" (built in), a folder with clips and questions or a public set, a table, or a JSONL manifest."""
-    train_split: str = "train"
-    dev_split: str = "dev"
-    """Evaluated during training, with controls. Never the split that is reported."""
-    dev_count: int = 100
-    """Clips of the dev split that are used; 0 = none. Built-in clips have held-out combinations there."""
-    kinds: tuple[str, ...] = ()
-    """Kinds of questions that are asked; none named: all."""
-    questions: int = 3
-    """Questions about a clip learnt in one step; the clip is encoded once for all of them."""
-    choice: float = 0.3
-    """Share of the questions with options that are asked as multiple choice, by option letter."""
-    misread: float = 0.0
-    """Share of the words already said that the decoder reads wrong in training, so that clips are looked at."""
-    cuttings: int = 0
-    """So many parts of one to four words are cut out of GRID's training clips, by their word_times.tsv, and learnt from
-    as well."""
-    on_error: OnError = "skip"
-    """A broken clip is skipped, counted and reported, or ends the run."""
-    clips: int = 4000
-    """Built-in clips in an epoch."""
-    clip_size: int = 64
-    """Their size in pixels."""
-    clip_frames: int = 24
-    """Their frames."""
-    clip_folder: Path | None = None
-    """Where their files are kept; by default in the run folder."""
-
-    def __post_init__(self) -> None:
-        expect_at_least(1, of="data.", questions=self.questions, clips=self.clips)
-        expect_at_least(0, of="data.", dev_count=self.dev_count, cuttings=self.cuttings)
-        wrong = {
-            f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
-            f"--data.misread {self.misread}: expected 0 to below 1": not 0 <= self.misread < 1,
-        }
-        for what, holds in wrong.items():
-            if holds:
-                raise UserError(what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,118 +143,9 @@ def _video(model: MultimodalModel) -> VideoModality:
     return modality
 
 
-def clip_set(config: VideoQAConfig, *, dev: bool = False, captions: bool = False) -> ClipSet:
-    """The clips of one stage, or those that are evaluated in training.
-
-    Raises:
-        UserError: the source cannot be read, or has no question of the kinds asked for.
-    """
-    data = config.data
-    source = config.pretrain.source if captions else data.source
-    if source == CLIPS:
-        builtin = _builtin_clips(config)
-        if dev:
-            return replace(builtin, count=data.dev_count, seed=builtin.seed + 1, split="held_out", more=False)
-        return replace(builtin, captions=captions)
-    split = data.dev_split if dev else data.train_split
-    clips = read_questions(source, split=split, kinds=() if captions else data.kinds)
-    if dev or captions or not data.cuttings:
-        return clips[: data.dev_count] if dev else clips
-    return clips + _cut(config, clips, count=data.cuttings, most=MOST_WORDS)
-
-
-def _builtin_clips(config: VideoQAConfig) -> BuiltinClips:
-    """Those to learn from.
-
-    Raises:
-        UserError: an unknown kind of question.
-    """
-    data = config.data
-    _check_kinds(data.kinds)
-    return BuiltinClips(
-        folder=data.clip_folder or config.run_dir / "clips",
-        count=data.clips,
-        seed=config.train.seed,
-        split="train",
-        size=data.clip_size,
-        frames=data.clip_frames,
-        kinds=data.kinds or KINDS,
-        more=True,
-    )
-
-
-def _cut(config: VideoQAConfig, clips: Sequence[QuestionedClip], *, count: int, most: int) -> list[QuestionedClip]:
-    """Parts of the training clips of GRID.
-
-    Raises:
-        UserError: the source has no word times, or only some kinds of questions are asked for.
-    """
-    if config.data.kinds:
-        raise UserError("cuttings with --data.kinds: expected all kinds of questions")
-    times = read_word_times(Path(config.data.source) / WORD_TIMES)
-    return grid_cuttings(clips, times, count=count, seed=config.train.seed, most=most)
-
-
-def simple_clips(config: VideoQAConfig) -> ClipSet:
-    """The clips of the stage of that name, none if it is left out.
-
-    Raises:
-        UserError: the source cannot be read, is neither built in nor GRID, or has no simple clips for the kinds asked.
-    """
-    simple, data = config.simple, config.data
-    if not simple.steps:
-        return []
-    if data.source != CLIPS:
-        return _cut(config, read_questions(data.source, split=data.train_split), count=simple.clips, most=simple.words)
-    builtin = _builtin_clips(config)
-    kinds = tuple(kind for kind in ALONE_KINDS if kind in builtin.kinds)
-    if not kinds:
-        raise UserError(
-            f"--simple.steps with --data.kinds {' '.join(data.kinds)}: expected some of {', '.join(ALONE_KINDS)}"
-        )
-    return replace(builtin, count=simple.clips, kinds=kinds, alone=True)
-
-
-def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> list[QuestionedClip]:
-    """The clips of a source on disk with their questions of some kinds (none named: all).
-
-    Raises:
-        UserError: the source cannot be read, or has no such question.
-    """
-    clips = read_clips(source, split=split)
-    if kinds:
-        asked = (tuple(question for question in clip.questions if question.kind in kinds) for clip in clips)
-        clips = [replace(clip, questions=some) for clip, some in zip(clips, asked, strict=True) if some]
-        if not clips:
-            raise UserError(f"{source}: no question of the kinds {', '.join(kinds)}")
-    return clips
-
-
-def held_out_clips(
-    folder: Path, *, count: int, seed: int, kinds: Sequence[str] = (), size: int = 64, frames: int = 24
-) -> list[QuestionedClip]:
-    """Built-in clips with one question each, about an object that training never shows.
-
-    Raises:
-        UserError: an unknown kind of question.
-    """
-    _check_kinds(kinds)
-    clips = BuiltinClips(
-        folder=folder,
-        count=count,
-        seed=seed,
-        split="held_out",
-        size=size,
-        frames=frames,
-        kinds=tuple(kinds) or KINDS,
-    )
-    return [clips[i] for i in range(count)]
-
-
-def _check_kinds(kinds: Sequence[str]) -> None:
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown:
-        raise UserError(f"questions of the kind {unknown[0]!r}; expected some of {', '.join(KINDS)}")
+def clip_sets(config: VideoQAConfig) -> ClipSets:
+    """The clips of a run; rendered ones are kept in its folder if no other is named."""
+    return ClipSets(config.data, folder=config.data.clip_folder or config.run_dir / "clips", seed=config.train.seed)
 
 
 def ask_both_ways(
@@ -336,7 +176,7 @@ def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, l
     """Those that are evaluated in training, empty if there are to be none."""
     if not config.data.dev_count:
         return {}
-    found = clip_set(config, dev=True)
+    found = clip_sets(config).judged()
     asked = ask_both_ways(model, [found[i] for i in range(len(found))], choice=config.data.choice > 0)
     if len({one.name for one in asked["accuracy"]}) < 2:
         raise UserError(
@@ -419,15 +259,16 @@ def train_video_qa(
     model = build_video_model(config)
     start = model.modalities_sha256()
     frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
-    early, video = config.pretrain, config.video
+    early, video, sets = config.pretrain, config.video, clip_sets(config)
     # a fault in them costs no training
-    clips, simple, dev = clip_set(config), simple_clips(config), _dev_questions(model, config)
+    clips, dev = sets.learnt(), _dev_questions(model, config)
+    simple = sets.simple(config.simple.clips, words=config.simple.words) if config.simple.steps else None
     _fit_statistics(model, clips, seed=config.train.seed)
     if early.steps:
         _video(model).resample(frames=early.frames, group=early.group)
-        _stage(config, model, _before(early, config), "pretrain", clip_set(config, captions=True), {})
+        _stage(config, model, _before(early, config), "pretrain", sets.captioned(early.source), {})
         _video(model).resample(frames=video.frames, group=video.adapter.aggregator.group)
-    if len(simple):
+    if simple is not None:
         _stage(config, model, _before(config.simple, config), "simple", simple, {})
     result = _stage(config, model, config.train, "answer", clips, dev)
     if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:

@@ -17,10 +17,11 @@ from multimodal.model import MultimodalModel
 from tests.tiny_models import ENCODER, VIDEO, tiny_video_model, train_config
 from tests.vision.made_clips import TIMES, UNEVEN, write_clip
 from tests.vision.test_video_training import RATES
+from vision.clip_data import ClipDataConfig
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.image_modality import EncoderOptions
 from vision.video_answering import ClipSamples, ask_clips
-from vision.video_training import ClipDataConfig, VideoQAConfig, train_video_qa
+from vision.video_training import VideoQAConfig, train_video_qa
 
 FRAMES = VIDEO.frames
 

@@ -1,0 +1,72 @@
+"""The clips of a run: what is learnt from, captioned, judged and simple; what cannot be meant is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from multimodal.errors import UserError
+from tests.vision.made_grid import make_grid
+from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
+from vision.clip_question import ClipSet, QuestionedClip
+from vision.clip_stories import ALONE_KINDS
+
+
+@pytest.fixture
+def builtin(tmp_path: Path) -> ClipSets:
+    data = ClipDataConfig(clips=4, clip_size=16, clip_frames=8, dev_count=2)
+    return ClipSets(data, folder=tmp_path / "clips", seed=3)
+
+
+@pytest.fixture
+def grid(builtin: ClipSets, tmp_path: Path) -> ClipSets:
+    return replace(builtin, data=replace(builtin.data, source=str(make_grid(tmp_path / "grid"))))
+
+
+def all_of(clips: ClipSet) -> list[QuestionedClip]:
+    return [clips[index] for index in range(len(clips))]
+
+
+def test_numbers_that_cannot_be_are_refused() -> None:
+    for wrong in ({"questions": 0}, {"dev_count": -1}, {"choice": 1.5}, {"misread": 1.0}):
+        (name,) = wrong
+        with pytest.raises(UserError, match=f"--data.{name.replace('_', '-')} "):
+            ClipDataConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_built_in_clips_that_are_judged_are_others_than_those_learnt(builtin: ClipSets) -> None:
+    learnt, judged = all_of(builtin.learnt()), all_of(builtin.judged())
+    assert len(learnt) == 4 and any(len(clip.questions) > 1 for clip in learnt)
+    assert len(judged) == 2 and all(len(clip.questions) == 1 for clip in judged)
+    assert all(clip.name.startswith("held_out") for clip in judged)
+    described = all_of(builtin.captioned(CLIPS))
+    assert [clip.clip for clip in described] == [clip.clip for clip in learnt]
+    assert all([question.kind for question in clip.questions] == ["caption"] for clip in described)
+
+
+def test_simple_built_in_clips_have_one_object(builtin: ClipSets) -> None:
+    for clip in all_of(builtin.simple(5, words=1)):
+        assert {question.subject for question in clip.questions} == {0}
+        assert {question.kind for question in clip.questions} <= set(ALONE_KINDS)
+    some = replace(builtin, data=replace(builtin.data, kinds=("swap", "place")))
+    assert {clip.questions[0].kind for clip in all_of(some.simple(5, words=1))} == {"place"}
+    with pytest.raises(UserError, match="kinds swap: expected some of direction, bounces, place, motion"):
+        replace(builtin, data=replace(builtin.data, kinds=("swap",))).simple(5, words=1)
+
+
+def test_simple_clips_of_grid_are_parts_and_those_learnt_may_have_some_beside_them(grid: ClipSets) -> None:
+    assert [len(part.questions) for part in all_of(grid.simple(7, words=1))] == [2] * 7
+    whole = all_of(grid.learnt())
+    cut = all_of(replace(grid, data=replace(grid.data, cuttings=3)).learnt())
+    assert cut[: len(whole)] == whole and all(clip.between is not None for clip in cut[len(whole) :])
+    assert len(cut) == len(whole) + 3 and all(clip.between is None for clip in whole)
+
+
+def test_what_cannot_be_cut_is_refused(builtin: ClipSets, grid: ClipSets) -> None:
+    with pytest.raises(UserError, match="cuttings with built-in clips: expected a folder in GRID's layout"):
+        replace(builtin, data=replace(builtin.data, cuttings=3)).learnt()
+    for sets in (builtin, grid):
+        with pytest.raises(UserError, match="kind"):
+            replace(sets, data=replace(sets.data, kinds=("nothing",))).learnt()
+    with pytest.raises(UserError, match="expected all kinds"):
+        replace(grid, data=replace(grid.data, kinds=("colour",))).simple(3, words=1)
