@@ -1,5 +1,5 @@
-"""The stages of video-adapter training on an image model: video-text pairs, then question answering, on
-simple clips before all others.
+"""The stages of video-adapter training on an image model: video-text pairs, then question answering, on simple
+clips before all others.
 
 Llama 3 paper, section 7.3 / spec A5.3. All train the aggregator and the video layers only; the image adapter, its
 encoder and the decoder stay as they are. A stage starts from the weights of the one before with a fresh optimizer.
