@@ -24,8 +24,8 @@ demo-video: $(STAMP) $(DEMO_ADAPTER)
 	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml $(ARGS)
 
 # The image adapter that the video layers begin as.
-$(DEMO_ADAPTER): | $(STAMP) $(DECODER) $(IMAGE_ENCODER)
-	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml
+$(DEMO_ADAPTER):
+	$(MAKE) demo ARGS=
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)

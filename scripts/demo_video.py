@@ -14,9 +14,8 @@ from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.text_proof import BareDecoder
 from multimodal.train.logging import peak_memory_mb
-from vision.clip_data import held_out_clips
 from vision.video_report import video_cards, video_report
-from vision.video_training import VideoQAConfig, ask_both_ways, evaluate_both_ways, train_video_qa
+from vision.video_training import VideoQAConfig, ask_both_ways, clip_sets, evaluate_both_ways, train_video_qa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +37,8 @@ def main() -> None:
     started = time.perf_counter()
     model, result = train_video_qa(config)
     proof = BareDecoder.load(model.decoder_name, quantization=quantization_of(model.decoder.lm)).proof(model)
-    seed, data = config.train.seed, config.data
-    clips = held_out_clips(
-        data.clip_folder or config.run_dir / "clips",
-        count=config.held_out,
-        seed=seed + 2,
-        kinds=data.kinds,
-        size=data.clip_size,
-        frames=data.clip_frames,
-    )
-    asked = ask_both_ways(model, clips, choice=data.choice > 0)
+    seed = config.train.seed
+    asked = ask_both_ways(model, clip_sets(config).reported(config.held_out), choice=config.data.choice > 0)
     evaluations, metrics = evaluate_both_ways(model, asked, seed=seed)
     for evaluation in evaluations.values():
         print(evaluation)

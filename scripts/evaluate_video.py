@@ -14,7 +14,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
 from multimodal.train.logging import peak_memory_mb
-from vision.clip_data import CLIPS, held_out_clips, read_questions
+from vision.clip_data import CLIPS, ClipDataConfig, ClipSets, read_questions
 from vision.video_report import video_cards, video_report
 from vision.video_training import ask_both_ways, evaluate_both_ways
 
@@ -55,8 +55,8 @@ def main() -> None:
     if "video" not in model.modalities:
         raise UserError(f"{config.adapter}: no video parts in it; expected an adapter of train_video_qa")
     if config.source == CLIPS:
-        folder = config.run_dir / "clips"
-        clips = held_out_clips(folder, count=config.count or 500, seed=config.seed + 2, kinds=config.kinds)
+        sets = ClipSets(ClipDataConfig(kinds=config.kinds), folder=config.run_dir / "clips", seed=config.seed)
+        clips = sets.reported(config.count or 500)
     else:
         clips = read_questions(config.source, split=config.split, kinds=config.kinds)
         clips = clips[: config.count] if config.count else clips

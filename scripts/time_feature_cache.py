@@ -30,10 +30,9 @@ def main() -> None:
     if config.epochs < 2:
         raise UserError(f"--epochs {config.epochs}: expected 2 or more; the first one fills the cache")
     size = config.train.batch_size
-    data = replace(config.data, dev_count=0, clip_folder=config.data.clip_folder or config.run_dir / "clips")
-    config = replace(
-        config, data=data, pretrain=replace(config.pretrain, steps=0), simple=replace(config.simple, steps=0)
-    )
+    data = replace(config.data, dev_count=0, clip_folder=clip_sets(config).folder)  # of both runs
+    pretrain, simple = replace(config.pretrain, steps=0), replace(config.simple, steps=0)
+    config = replace(config, data=data, pretrain=pretrain, simple=simple)
     clips = clip_sets(config).learnt()
     if len(clips) % size:
         raise UserError(f"{len(clips)} clips in steps of {size}: expected steps that end with the epoch")

@@ -90,7 +90,7 @@ class ClipSets:
         clips = read_questions(self.data.source, split=self.data.train_split, kinds=self.data.kinds)
         return clips + self._cut(clips, self.data.cuttings, most=MOST_WORDS) if self.data.cuttings else clips
 
-    def judged(self) -> ClipSet:
+    def judged(self) -> list[QuestionedClip]:
         """Clips that are evaluated in training; of the built-in ones, such as training never shows.
 
         Raises:
@@ -98,8 +98,16 @@ class ClipSets:
         """
         data = self.data
         if data.source == CLIPS:
-            return replace(self._builtin(), count=data.dev_count, seed=self.seed + 1, split="held_out", more=False)
+            return self._held_out(data.dev_count, seed=self.seed + 1)
         return read_questions(data.source, split=data.dev_split, kinds=data.kinds)[: data.dev_count]
+
+    def reported(self, count: int) -> list[QuestionedClip]:
+        """Built-in clips such as training never shows, and others than those that are judged while it runs.
+
+        Raises:
+            UserError: an unknown kind of question.
+        """
+        return self._held_out(count, seed=self.seed + 2)
 
     def captioned(self, source: str) -> ClipSet:
         """Clips with captions, built-in ones or those of another source.
@@ -131,7 +139,9 @@ class ClipSets:
 
     def _builtin(self) -> BuiltinClips:
         data = self.data
-        _check_kinds(data.kinds)
+        unknown = sorted(set(data.kinds) - set(KINDS))
+        if unknown:
+            raise UserError(f"questions of the kind {unknown[0]!r}; expected some of {', '.join(KINDS)}")
         return BuiltinClips(
             folder=self.folder,
             count=data.clips,
@@ -142,6 +152,11 @@ class ClipSets:
             kinds=data.kinds or KINDS,
             more=True,
         )
+
+    def _held_out(self, count: int, *, seed: int) -> list[QuestionedClip]:
+        """One question each, about an object that training never shows."""
+        clips = replace(self._builtin(), count=count, seed=seed, split="held_out", more=False)
+        return [clips[number] for number in range(count)]
 
     def _cut(self, clips: Sequence[QuestionedClip], count: int, *, most: int) -> list[QuestionedClip]:
         if self.data.kinds:
@@ -163,30 +178,3 @@ def read_questions(source: str, *, split: str, kinds: Sequence[str] = ()) -> lis
         if not clips:
             raise UserError(f"{source}: no question of the kinds {', '.join(kinds)}")
     return clips
-
-
-def held_out_clips(
-    folder: Path, *, count: int, seed: int, kinds: Sequence[str] = (), size: int = 64, frames: int = 24
-) -> list[QuestionedClip]:
-    """Built-in clips with one question each, about an object that training never shows.
-
-    Raises:
-        UserError: an unknown kind of question.
-    """
-    _check_kinds(kinds)
-    clips = BuiltinClips(
-        folder=folder,
-        count=count,
-        seed=seed,
-        split="held_out",
-        size=size,
-        frames=frames,
-        kinds=tuple(kinds) or KINDS,
-    )
-    return [clips[i] for i in range(count)]
-
-
-def _check_kinds(kinds: Sequence[str]) -> None:
-    unknown = sorted(set(kinds) - set(KINDS))
-    if unknown:
-        raise UserError(f"questions of the kind {unknown[0]!r}; expected some of {', '.join(KINDS)}")

@@ -176,8 +176,7 @@ def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, l
     """Those that are evaluated in training, empty if there are to be none."""
     if not config.data.dev_count:
         return {}
-    found = clip_sets(config).judged()
-    asked = ask_both_ways(model, [found[i] for i in range(len(found))], choice=config.data.choice > 0)
+    asked = ask_both_ways(model, clip_sets(config).judged(), choice=config.data.choice > 0)
     if len({one.name for one in asked["accuracy"]}) < 2:
         raise UserError(
             f"{config.data.source}: fewer than two readable clips in split {config.data.dev_split} "

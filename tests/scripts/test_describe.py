@@ -114,6 +114,13 @@ def test_training_recipes_are_systems(recipe: str, parts: set[str]) -> None:
     assert counts(str(CONFIGS / f"{recipe}.yaml")).keys() >= parts | {"decoder"}
 
 
+def test_the_video_demo_is_described_with_the_sizes_of_the_demo_it_builds_on() -> None:
+    image, video = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("demo.yaml", "demo_video.yaml"))
+    assert video["image"] == f"{image['run-dir']}/adapter"
+    assert video["encoder"] == {name: size for name, size in image["encoder"].items() if name != "weights"}
+    assert video["image-adapter"] == image["adapter"]
+
+
 def test_the_largest_system_is_described_in_seconds() -> None:
     started = time.process_time()
     found = describe("405b", Workload(batch=4))

@@ -34,11 +34,13 @@ def test_numbers_that_cannot_be_are_refused() -> None:
             ClipDataConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_built_in_clips_that_are_judged_are_others_than_those_learnt(builtin: ClipSets) -> None:
-    learnt, judged = all_of(builtin.learnt()), all_of(builtin.judged())
+def test_built_in_clips_that_are_judged_or_reported_are_others_than_those_learnt(builtin: ClipSets) -> None:
+    learnt, judged = all_of(builtin.learnt()), builtin.judged()
     assert len(learnt) == 4 and any(len(clip.questions) > 1 for clip in learnt)
     assert len(judged) == 2 and all(len(clip.questions) == 1 for clip in judged)
-    assert all(clip.name.startswith("held_out") for clip in judged)
+    reported = builtin.reported(3)
+    assert all(clip.name.startswith("held_out") for clip in (*judged, *reported))
+    assert len({clip.name for clip in (*judged, *reported)}) == 5
     described = all_of(builtin.captioned(CLIPS))
     assert [clip.clip for clip in described] == [clip.clip for clip in learnt]
     assert all([question.kind for question in clip.questions] == ["caption"] for clip in described)
@@ -65,8 +67,8 @@ def test_simple_clips_of_grid_are_parts_and_those_learnt_may_have_some_beside_th
 def test_what_cannot_be_cut_is_refused(builtin: ClipSets, grid: ClipSets) -> None:
     with pytest.raises(UserError, match="cuttings with built-in clips: expected a folder in GRID's layout"):
         replace(builtin, data=replace(builtin.data, cuttings=3)).learnt()
-    for sets in (builtin, grid):
-        with pytest.raises(UserError, match="kind"):
+    for sets, found in ((builtin, "questions of the kind 'nothing'"), (grid, "no question of the kinds nothing")):
+        with pytest.raises(UserError, match=found):
             replace(sets, data=replace(sets.data, kinds=("nothing",))).learnt()
     with pytest.raises(UserError, match="expected all kinds"):
         replace(grid, data=replace(grid.data, kinds=("colour",))).simple(3, words=1)
