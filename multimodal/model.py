@@ -20,6 +20,7 @@ from multimodal.loss import IGNORE, Teacher, frozen_head_loss
 from multimodal.memory import AdapterMemory, CrossMemory, Inserted, inserted_rows
 from multimodal.messages import MEDIA_KINDS, Message, Prompt, Vocabulary, encode_answer, encode_prompt
 from multimodal.tokenizer import PAUSE, AnyTokenizer
+from multimodal.unseen_pairs import UnseenPairs
 
 # Where each modality lives. The only place that names them: `multimodal` imports none of them before it is asked to.
 MODALITIES = {
@@ -63,6 +64,8 @@ class MultimodalModel(nn.Module):
         self.modalities = nn.ModuleDict()
         self.loaded_from: Path | None = None
         """The adapter folder that this model was made from."""
+        self.unseen_pairs: UnseenPairs | None = None
+        """What `loss` leaves undenied; None = nothing."""
 
     @classmethod
     def from_pretrained(
@@ -295,7 +298,9 @@ class MultimodalModel(nn.Module):
         inserted: Inserted,
     ) -> tuple[Tensor, int]:
         hidden_BTD = self.decoder.hidden(ids_BT, mask_BT, memory=memory, inserted=inserted)
-        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher)
+        unseen = self.unseen_pairs
+        excluded_NV = None if unseen is None else unseen.excluded(ids_BT, targets_BT)
+        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher, excluded_NV=excluded_NV)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Teacher | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vision.clip_captions import CLIP_PROMPT, clip_caption
 from vision.clip_language import KINDS, clip_sample, questions_by_kind
 from vision.clip_question import ClipQuestion, QuestionedClip
-from vision.clip_scenes import render_clip
+from vision.clip_scenes import ClipScene, render_clip
 from vision.clip_writing import write_mp4
 from vision.scenes import Split
 
@@ -45,16 +45,23 @@ class BuiltinClips:
         return self.count
 
     def __getitem__(self, index: int) -> QuestionedClip:
+        scene, clip = self._made(index)
+        if not clip.clip.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_mp4(render_clip(scene, frames=self.frames, size=self.size), clip.clip, fps=FPS)
+        return clip
+
+    def unwritten(self, index: int) -> QuestionedClip:
+        """The same, but the file may not be there."""
+        return self._made(index)[1]
+
+    def _made(self, index: int) -> tuple[ClipScene, QuestionedClip]:
         if not 0 <= index < self.count:
             raise IndexError(index)
         scene, question = clip_sample(index, seed=self.seed, split=self.split, kinds=self.kinds, alone=self.alone)
         subset = "" if tuple(self.kinds) == KINDS else "-".join(("", *self.kinds))
         subset += "-alone" if self.alone else ""
         name = f"{self.split}{subset}-{self.seed}-{self.size}px-{self.frames}f-{index:06d}"
-        path = self.folder / f"{name}.mp4"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_mp4(render_clip(scene, frames=self.frames, size=self.size), path, fps=FPS)
         questions = [question]
         if self.captions:
             caption = clip_caption(scene, random.Random(f"caption {name}"))
@@ -62,4 +69,4 @@ class BuiltinClips:
         elif self.more:
             others = (other for asked in questions_by_kind(scene).values() for other in asked)
             questions += [other for other in others if other.question != question.question]
-        return QuestionedClip(path, tuple(questions), name)
+        return scene, QuestionedClip(self.folder / f"{name}.mp4", tuple(questions), name)

@@ -192,11 +192,14 @@ class CaptionImages:
             UserError: a broken picture, with `on_error="fail"`.
         """
         record = self.records[index]
-        captions = tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
         images = self._broken.read(lambda: tuple(self._item(i, record.id, rng) for i in record.images), id=record.id)
         if images is None:
             return None
-        return ImageTextSample(images, captions, record.id, record.question)
+        return ImageTextSample(images, self.captions(record), record.id, record.question)
+
+    def captions(self, record: CaptionRecord) -> tuple[str, ...]:
+        """All captions of a record, as they are learnt."""
+        return tuple(tidy_caption(text) for text in record.captions) if self.tidy else record.captions
 
     def _item(self, image: ImageSource, name: str, rng: random.Random) -> Tiles | EncodedPicture:
         if self.prepare is not None and isinstance(image, Path) and not (self.augment and self.augment.changes):

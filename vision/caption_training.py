@@ -13,7 +13,7 @@ from typing import Any, Literal
 from multimodal.adapter_merge import START
 from multimodal.config import dump, expect_at_least
 from multimodal.data.feature_cache import FeatureCache
-from multimodal.data.order import Order, SampleSource, SeededOrder
+from multimodal.data.order import Order, SeededOrder
 from multimodal.errors import UserError
 from multimodal.metrics import derangement
 from multimodal.model import MultimodalModel
@@ -23,6 +23,7 @@ from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import Collate, TrainResult, train
 from multimodal.train.precision import resolve_device, resolve_precision
 from multimodal.train.task import Task
+from multimodal.unseen_pairs import undenied
 from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import CaptionRecord, Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, captions_and_questions, evaluate_both
@@ -73,6 +74,9 @@ class DataConfig:
     """Full descriptions of a built-in scene learnt in one step."""
     misread: float = 0.0
     """Share of the words already said that the decoder reads wrong in training, so that pictures are looked at."""
+    unseen_pairs: int = 0
+    """Words that never stand side by side in so many samples, though both are frequent, are not denied beside each
+    other, so that new pairs can be said (`multimodal.unseen_pairs`). 0: whatever is not said is denied."""
 
     def __post_init__(self) -> None:
         expect_at_least(1, of="data.", captions=self.captions, scenes=self.scenes, scene_size=self.scene_size)
@@ -81,6 +85,7 @@ class DataConfig:
             "questions": self.questions,
             "details": self.details,
             "limit": self.limit,
+            "unseen_pairs": self.unseen_pairs,
         }
         expect_at_least(0, of="data.", **counts)
         if not 0 <= self.misread < 1:
@@ -178,7 +183,7 @@ def build_model(config: CaptioningConfig) -> MultimodalModel:
     return model
 
 
-def training_data(model: MultimodalModel, config: CaptioningConfig) -> SampleSource:
+def training_data(model: MultimodalModel, config: CaptioningConfig) -> SceneSamples | CaptionSamples:
     """The samples of one stage, tiled as the model wants them now.
 
     Raises:
@@ -313,25 +318,26 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
     collate: Collate = model.collate
     if stage.name == "self_critical":
         pictures = _training_pictures(model, config.data)
-        samples: SampleSource = ReferencedPictures(model, pictures)
+        samples: SceneSamples | CaptionSamples = ReferencedPictures(model, pictures)
         captions = [record.captions for record in pictures.records]
         chosen = config.self_critical
         task = SelfCriticalTask(model, captions, draws=chosen.draws, contrast=chosen.contrast)
         collate = list
     else:
         samples = training_data(model, config)
-    result = train(
-        task=task,
-        dataset=samples,
-        collate=collate,
-        config=stage.settings,
-        run_dir=config.run_dir / stage.name,
-        resume=config.resume,
-        evaluate=evaluate if dev else None,
-        config_yaml=dump(config),
-        order=training_order(config.data, stage.settings, samples=len(samples)),
-        start_counts=stage.name != "initial" or config.start is not None,
-    )
+    with undenied(model, samples, samples=config.data.unseen_pairs, seed=stage.settings.seed):
+        result = train(
+            task=task,
+            dataset=samples,
+            collate=collate,
+            config=stage.settings,
+            run_dir=config.run_dir / stage.name,
+            resume=config.resume,
+            evaluate=evaluate if dev else None,
+            config_yaml=dump(config),
+            order=training_order(config.data, stage.settings, samples=len(samples)),
+            start_counts=stage.name != "initial" or config.start is not None,
+        )
     _image(model).use_cache(None)
     return result
 

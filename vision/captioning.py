@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
-from multimodal.batch import Sample
+from multimodal.batch import Sample, Turn
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
 from vision.scene_language import caption, object_f1, question_answer, scene_in_words
-from vision.scenes import AS_DRAWN, Scene, SceneMix, scene_sample
+from vision.scenes import AS_DRAWN, Scene, SceneMix, nth_scene, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
@@ -50,10 +50,18 @@ class CaptionSamples:
         found = self.images.sample(index, rng)
         if found is None:
             return None
-        question = found.question or self.prompt
-        asked = [(question, text) for text in found.draw(self.captions, rng)]
+        asked = self._asked(found.question, found.draw(self.captions, rng))
         turns = self.turns.learnt(asked, rng, media=len(found.images), share_misread=self.misread)
         return Sample({"image": found.images}, turns)
+
+    def text(self, index: int, rng: random.Random) -> tuple[Turn, ...]:
+        """The turns of a sample, with all captions, without its pictures."""
+        record = self.images.records[index]
+        asked = self._asked(record.question, self.images.captions(record))
+        return self.turns.learnt(asked, rng, media=len(record.images))
+
+    def _asked(self, question: str, captions: Sequence[str]) -> list[tuple[str, str]]:
+        return [(question or self.prompt, text) for text in captions]
 
 
 class SceneSamples:
@@ -91,10 +99,17 @@ class SceneSamples:
     def sample(self, index: int, rng: random.Random) -> Sample:
         picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, mix=self.mix)
         tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
+        return Sample({"image": (tiles,)}, self.turns.learnt(self._said(scene, rng), rng, share_misread=self.misread))
+
+    def text(self, index: int, rng: random.Random) -> tuple[Turn, ...]:
+        """The turns of a sample without its picture."""
+        scene, _ = nth_scene(index, seed=self.seed, split="train", mix=self.mix)
+        return self.turns.learnt(self._said(scene, rng), rng)
+
+    def _said(self, scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         said = [(CAPTION_PROMPT, caption(scene, rng))]
         said += [(DETAIL_PROMPT, scene_in_words(scene, rng)) for _ in range(self.details)]
-        said += [question_answer(scene, rng) for _ in range(self.questions)]
-        return Sample({"image": (tiles,)}, self.turns.learnt(said, rng, share_misread=self.misread))
+        return said + [question_answer(scene, rng) for _ in range(self.questions)]
 
 
 @dataclass(frozen=True)

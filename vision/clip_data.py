@@ -37,6 +37,10 @@ class ClipDataConfig:
     """Share of the questions with options that are asked as multiple choice, by option letter."""
     misread: float = 0.0
     """Share of the words already said that the decoder reads wrong in training, so that clips are looked at."""
+    unseen_pairs: int = 0
+    """Words that never stand side by side in so many clips' questions and answers, though both are frequent, are not
+    denied beside each other, so that new pairs can be said (`multimodal.unseen_pairs`). 0: whatever is not said is
+    denied."""
     cuttings: int = 0
     """So many parts of one to four words are cut out of GRID's training clips, by their word_times.tsv, and learnt from
     as well."""
@@ -53,7 +57,7 @@ class ClipDataConfig:
 
     def __post_init__(self) -> None:
         expect_at_least(1, of="data.", questions=self.questions, clips=self.clips)
-        expect_at_least(0, of="data.", dev_count=self.dev_count, cuttings=self.cuttings)
+        expect_at_least(0, of="data.", dev_count=self.dev_count, cuttings=self.cuttings, unseen_pairs=self.unseen_pairs)
         wrong = {
             f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
             f"--data.misread {self.misread}: expected 0 to below 1": not 0 <= self.misread < 1,

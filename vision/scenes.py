@@ -172,20 +172,26 @@ class SceneMix:
 AS_DRAWN = SceneMix()
 
 
-def scene_sample(
-    index: int, *, seed: int, split: Split, size: int | tuple[int, int], mix: SceneMix = AS_DRAWN
-) -> tuple[Image.Image, Scene, random.Random]:
-    """Sample `index` of the data set: image, scene, and the generator to draw its wording from.
-
-    A pure function of (seed, split, mix, index). `size` is the short side in pixels at the scene's own aspect ratio, or
-    an exact (width, height); the scene is the same at any size.
-    """
+def nth_scene(index: int, *, seed: int, split: Split, mix: SceneMix = AS_DRAWN) -> tuple[Scene, random.Random]:
+    """Scene `index` of the data set, and the generator to draw its wording from: a function of the arguments alone."""
     rng = random.Random(f"scene {seed} {split} {index}")  # seeding by a string does not depend on the process
     scene = sample_scene(rng, split=split)
     if mix.singles and rng.random() < mix.singles:
         scene = replace(scene, objects=scene.objects[:1], text=None)
     if index < mix.unnamed_first or (mix.unnamed and rng.random() < mix.unnamed):
         scene = _without_names(scene, rng)
+    return scene, rng
+
+
+def scene_sample(
+    index: int, *, seed: int, split: Split, size: int | tuple[int, int], mix: SceneMix = AS_DRAWN
+) -> tuple[Image.Image, Scene, random.Random]:
+    """`nth_scene` with its picture.
+
+    `size` is the short side in pixels at the scene's own aspect ratio, or an exact (width, height); the scene is the
+    same at any size.
+    """
+    scene, rng = nth_scene(index, seed=seed, split=split, mix=mix)
     width, height = scene.dimensions(size) if isinstance(size, int) else size
     return render(scene, width=width, height=height), scene, rng
 

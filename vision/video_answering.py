@@ -9,13 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from multimodal.batch import Sample
+from multimodal.batch import Sample, Turn
 from multimodal.data.broken import BrokenSamples, OnError
 from multimodal.metrics import Evaluation, is_right, with_controls, word_f1
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from multimodal.wordnet import find_wordnet
 from multimodal.wups import Likeness, wups
+from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import FrameOrder, backwards, middle_frame
 from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
@@ -62,16 +63,24 @@ class ClipSamples:
 
     def sample(self, index: int, rng: random.Random) -> Sample | None:
         clip = self.clips[index]
-        asked = [
-            multiple_choice(question) if question.options and rng.random() < self.choice else question
-            for question in self._draw(clip.questions, rng)
-        ]
+        said = self._said(clip, rng)
         video: Any = self.turns.model.modalities["video"]
         frames = self.broken.read(lambda: video.prepare(clip.clip, between=clip.between), id=clip.name)
         if frames is None:
             return None
-        said = [(one.question, one.answer) for one in asked]
         return Sample({"video": (frames,)}, self.turns.learnt(said, rng, share_misread=self.misread))
+
+    def text(self, index: int, rng: random.Random) -> tuple[Turn, ...]:
+        """The turns of a sample without its clip."""
+        clip = self.clips.unwritten(index) if isinstance(self.clips, BuiltinClips) else self.clips[index]
+        return self.turns.learnt(self._said(clip, rng), rng)
+
+    def _said(self, clip: QuestionedClip, rng: random.Random) -> list[tuple[str, str]]:
+        asked = [
+            multiple_choice(question) if question.options and rng.random() < self.choice else question
+            for question in self._draw(clip.questions, rng)
+        ]
+        return [(one.question, one.answer) for one in asked]
 
     def _draw(self, questions: Sequence[ClipQuestion], rng: random.Random) -> list[ClipQuestion]:
         count = min(self.questions, len(questions))

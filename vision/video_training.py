@@ -23,6 +23,7 @@ from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
 from multimodal.train.config import StageConfig, TrainConfig
 from multimodal.train.loop import TrainResult, train
+from multimodal.unseen_pairs import undenied
 from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
@@ -211,24 +212,26 @@ def _stage(
     dev: dict[str, list[AskedClip]],
 ) -> TrainResult:
     data = config.data
-    return train(
-        task=model,
-        dataset=ClipSamples(
-            model,
-            clips,
-            questions=data.questions,
-            own_first=data.source == CLIPS,
-            choice=data.choice,
-            misread=data.misread,
-            on_error=data.on_error,
-        ),
-        collate=model.collate,
-        config=settings,
-        run_dir=config.run_dir / name,
-        resume=config.resume,
-        evaluate=(lambda step: evaluate_both_ways(model, dev, seed=settings.seed)[1]) if dev else None,
-        config_yaml=dump(config),
+    samples = ClipSamples(
+        model,
+        clips,
+        questions=data.questions,
+        own_first=data.source == CLIPS,
+        choice=data.choice,
+        misread=data.misread,
+        on_error=data.on_error,
     )
+    with undenied(model, samples, samples=data.unseen_pairs, seed=settings.seed):
+        return train(
+            task=model,
+            dataset=samples,
+            collate=model.collate,
+            config=settings,
+            run_dir=config.run_dir / name,
+            resume=config.resume,
+            evaluate=(lambda step: evaluate_both_ways(model, dev, seed=settings.seed)[1]) if dev else None,
+            config_yaml=dump(config),
+        )
 
 
 def _before(stage: StageConfig, config: VideoQAConfig) -> TrainConfig:

@@ -216,3 +216,43 @@ def test_with_a_teacher_nothing_of_vocabulary_size_is_saved():
     teacher = Teacher(torch.randn(256, WIDTH), torch.arange(256).view(2, 128))
     ours = saved_bytes(lambda: frozen_head_loss(hidden, targets, head, teacher=teacher))
     assert ours <= 4 * 256 * WIDTH * 4 < 4000 * 256
+
+
+@pytest.mark.parametrize("chunk", [4, 256])
+def test_excluded_tokens_take_no_part_in_the_softmax(chunk: int):
+    hidden, targets = batch(scale=3.0)
+    head = FrozenHead(tiny_decoder())
+    keep = targets != IGNORE
+    torch.manual_seed(1)
+    excluded = torch.rand(int(keep.sum()), VOCAB) < 0.4
+    excluded.scatter_(1, targets[keep][:, None], False)
+    logits = head(hidden[keep]).float()
+    expected = torch.stack(
+        [
+            torch.logsumexp(row[~out], 0) - row[target]
+            for row, out, target in zip(logits, excluded, targets[keep], strict=True)
+        ]
+    ).sum()
+    (gradient,) = torch.autograd.grad(expected, hidden)
+    total, count = frozen_head_loss(hidden, targets, head, excluded_NV=excluded, chunk=chunk)
+    total.backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(hidden.grad, gradient)
+    assert count == len(logits)
+
+
+def test_positions_with_a_teacher_exclude_nothing():
+    hidden, targets = batch()
+    head = FrozenHead(tiny_decoder())
+    keep = targets != IGNORE
+    row = torch.full_like(targets, -1)
+    row[1, :3] = torch.arange(3)
+    teacher = Teacher(torch.randn(3, WIDTH), row)
+    excluded = torch.zeros(int(keep.sum()), VOCAB, dtype=torch.bool)
+    excluded[(row >= 0)[keep]] = True
+    taught, untaught = (
+        frozen_head_loss(hidden, targets, head, teacher=teacher, excluded_NV=e)[0] for e in (excluded, None)
+    )
+    assert torch.equal(taught, untaught)
+    excluded[-1, (targets[keep][-1] + 1) % VOCAB] = True  # one position without a teacher
+    assert frozen_head_loss(hidden, targets, head, teacher=teacher, excluded_NV=excluded)[0] < untaught

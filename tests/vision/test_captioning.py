@@ -73,6 +73,22 @@ def test_captions_of_a_picture_become_turns_about_it(model: MultimodalModel, cap
         assert all(decoded(model, turn.prompt) == CAPTION_PROMPT for turn in sample.turns)
 
 
+def test_the_text_of_a_sample_can_be_had_without_its_pictures(
+    model: MultimodalModel, captions_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = SceneSamples(model, count=3, size=TILE, seed=1, questions=2, details=1, mix=SceneMix(unnamed=0.5))
+    captioned = CaptionSamples(model, images(model, captions_folder), captions=1)
+    sample = captioned.sample(0, random.Random(4))
+    assert sample is not None
+    expected = [scenes.sample(index, random.Random(index)).turns for index in range(3)]
+    monkeypatch.setattr(type(model.modalities["image"]), "prepare", None)
+    monkeypatch.setattr(CaptionImages, "_item", None)
+    assert [scenes.text(index, random.Random(index)) for index in range(3)] == expected
+    every = captioned.text(0, random.Random(4))
+    assert {decoded(model, turn.answer) for turn in every} == set(captioned.images.records[0].captions)
+    assert sample.turns[0] in every
+
+
 def test_a_caption_is_drawn_anew_and_equal_generators_draw_equal_ones(
     model: MultimodalModel, captions_folder: Path
 ) -> None:

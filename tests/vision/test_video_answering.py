@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from multimodal.model import MultimodalModel
 from multimodal.wups import Likeness
 from tests.multimodal.made_wordnet import MadeTaxonomy
 from tests.tiny_models import ask, clip_file, tiny_video_model
+from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import ClipFrames, backwards, middle_frame
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.video_answering import (
@@ -53,6 +55,19 @@ def test_a_sample_is_the_conversation(model: MultimodalModel, clips: list[Questi
         ClipSamples(model, [QuestionedClip(clips[0].clip, (LEFT,), "a")], choice=1).sample(0, random.Random(0)).turns
     )  # type: ignore[union-attr]
     assert chosen == model.sample(ask(clips[0].clip, "Which way? (a) right (b) left"), "b").turns[0]
+
+
+def test_the_text_of_a_sample_can_be_had_without_its_clip(
+    model: MultimodalModel, clips: list[QuestionedClip], tmp_path: Path
+) -> None:
+    for some in (clips, BuiltinClips(folder=tmp_path / "made", count=3, seed=1, split="train", size=32, more=True)):
+        samples = ClipSamples(model, some, questions=2, own_first=True, choice=0.5, misread=0.0)
+        text = [samples.text(index, random.Random(index)) for index in range(2)]
+        assert not (tmp_path / "made").exists()
+        for index, turns in enumerate(text):
+            sample = samples.sample(index, random.Random(index))
+            assert sample is not None and sample.turns == turns
+    assert samples.text(2, random.Random(0))  # of the clip that is not written yet
 
 
 def test_a_clip_is_asked_what_it_was_made_for_and_of_the_others_every_kind_alike(
