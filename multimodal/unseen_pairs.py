@@ -27,7 +27,7 @@ from multimodal.loss import IGNORE
 MOST_TOKENS = 4096
 """Frequent tokens at most; pairs of others are too rare to be missed."""
 EXPECTED = 5.0
-"""How often chance would have shown a pair, at least, for its absence to say anything."""
+"""How often a pair would be there by chance, at least, for its absence to say anything."""
 ALIKE = 0.5
 """Cosine from which on two words are of a kind."""
 
@@ -121,31 +121,30 @@ def unseen_pairs(turns: Iterable[Turn], *, vocab_size: int) -> UnseenPairs:
 
     next_KK, answer_KK = table(after), table(begins)
     leads_KK = _alike(next_KK)
+    kind_KK, answer_kind_KK = _alike(next_KK.T) & leads_KK, _alike(answer_KK.T) & leads_KK
     return UnseenPairs(
         vocab_size,
         torch.tensor(frequent, dtype=torch.long),
-        _missing(next_KK),
-        _missing(answer_KK),
-        _alike(next_KK.T) & leads_KK,
-        _alike(answer_KK.T) & leads_KK,
+        _missing(next_KK, kind_KK, kind_KK),
+        _missing(answer_KK, kind_KK, answer_kind_KK),
+        kind_KK,
+        answer_kind_KK,
     )
 
 
-def _chance(counts_KK: Tensor) -> Tensor:
-    """How often each pair would be there if its two words had nothing to do with each other."""
-    return counts_KK.sum(1, keepdim=True) * counts_KK.sum(0) / counts_KK.sum().clamp(min=1)
-
-
-def _missing(counts_KK: Tensor) -> Tensor:
-    return (counts_KK == 0) & (_chance(counts_KK) >= EXPECTED)
-
-
 def _alike(counts_KK: Tensor) -> Tensor:
-    """Rows that go with the same columns."""
-    chance_KK = _chance(counts_KK)
+    """bool: rows that go with the same columns."""
+    chance_KK = counts_KK.sum(1, keepdim=True) * counts_KK.sum(0) / counts_KK.sum().clamp(min=1)
     information_KK = torch.where(counts_KK > chance_KK, counts_KK / chance_KK, 1.0).log()
     unit_KK = F.normalize(information_KK, dim=1)
     return unit_KK @ unit_KK.T >= ALIKE
+
+
+def _missing(counts_KK: Tensor, row_kind_KK: Tensor, column_kind_KK: Tensor) -> Tensor:
+    """bool: pairs that are not there, and would be if the words of two kinds went together by chance."""
+    of_row_KK, to_column_KK = counts_KK @ column_kind_KK.float(), row_kind_KK.float() @ counts_KK
+    expected_KK = of_row_KK * to_column_KK / (row_kind_KK.float() @ of_row_KK).clamp(min=1)
+    return (counts_KK == 0) & (expected_KK >= EXPECTED)
 
 
 class TurnSource(Protocol):

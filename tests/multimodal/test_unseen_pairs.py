@@ -51,6 +51,11 @@ def test_a_pair_that_is_missing_is_not_denied_from_either_side() -> None:
     assert excluded(found, ([NAME], [A, BLUE, HEART, END])) == [set()] * 4
 
 
+def test_a_pair_is_expected_among_words_of_its_kinds_however_much_else_is_said() -> None:
+    found = found_in([*turns(), *[Turn([MANY, RING], [TWO, END], {})] * 20_000])
+    assert excluded(found, ([NAME], [A, RED, RING, END])) == [set(), set(), {STAR}, set()]
+
+
 def test_where_a_word_begins_the_answer_its_kind_is_known_all_the_same() -> None:
     pairs = [pair for pair in product(COLOURS, SHAPES) if pair != (RED, STAR)] * 30
     found = found_in([Turn([NAME], [*pair, END], {}) for pair in pairs])
