@@ -1,7 +1,8 @@
 """What an image encoder knows of the objects of a scene: linear probes of colour and shape at an object's patches.
 
 A probe that learns from named training scenes may learn which shapes a colour never has; one that learns from colours
-without a name cannot. Both are judged on pairs of colour and shape that no training scene has.
+without a name cannot, nor one that is not told that such pairs are wrong (as with `multimodal.unseen_pairs`). All are
+judged on pairs of colour and shape that no training scene has.
 
 Legend: N objects, P patches of a side, D width of the encoder.
 """
@@ -60,8 +61,13 @@ def _patches(middle: float, radius: float, pixels: int, side: int) -> slice:
     return slice(max(0, int((middle - radius) // pixels)), min(side, int((middle + radius) // pixels) + 1))
 
 
-def probe_accuracy(train: Objects, tests: dict[str, Objects], *, attribute: str, seed: int = 0) -> dict[str, float]:
-    """Accuracy on each test of a linear classifier that learns `attribute` ("colours" or "shapes") from `train`."""
+def probe_accuracy(
+    train: Objects, tests: dict[str, Objects], *, attribute: str, seed: int = 0, undenied: bool = False
+) -> dict[str, float]:
+    """Accuracy on each test of a linear classifier that learns `attribute` ("colours" or "shapes") from `train`.
+
+    `undenied`: what never goes with the other attribute of an object is left out of its softmax in training.
+    """
     labels = getattr(train, attribute)
     kept = labels >= 0
     mean, deviation = train.features.mean(dim=0), train.features.std(dim=0) + 1e-4
@@ -69,8 +75,9 @@ def probe_accuracy(train: Objects, tests: dict[str, Objects], *, attribute: str,
     classifier = nn.Linear(train.features.shape[1], len(COLOURS if attribute == "colours" else SHAPES))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     inputs = ((train.features - mean) / deviation)[kept]
+    left_out = _never_together(train, attribute)[kept] if undenied else torch.tensor(False)
     for _ in range(STEPS):
-        loss = F.cross_entropy(classifier(inputs), labels[kept])
+        loss = F.cross_entropy(classifier(inputs).masked_fill(left_out, -torch.inf), labels[kept])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -79,9 +86,18 @@ def probe_accuracy(train: Objects, tests: dict[str, Objects], *, attribute: str,
     return {name: (said[name] == getattr(test, attribute)).float().mean().item() for name, test in tests.items()}
 
 
+def _never_together(found: Objects, attribute: str) -> Tensor:
+    """bool [N, names]: the names of `attribute` that no object with the other attribute of this one has."""
+    apart = torch.ones(len(COLOURS) + 1, len(SHAPES) + 1, dtype=torch.bool)  # the last ones for what has no name
+    apart[found.colours, found.shapes] = False
+    apart[-1], apart[:, -1] = False, False
+    return apart[:, found.shapes].T[:, :-1] if attribute == "colours" else apart[found.colours, :-1]
+
+
 def probe_encoder(encoder: ImageEncoder, *, count: int = 1200, seed: int = 0) -> dict[str, float]:
-    """Accuracies of the probes: `shape` and `colour`, on other training scenes and on held-out pairs; `_unnamed` for
-    the probe of shapes that learns from colours without a name.
+    """Accuracies of the probes: `shape` and `colour`, on other training scenes and on held-out pairs; `_undenied` for
+    probes that are not told that a pair is wrong because it is never there, `_unnamed` for the probe of shapes that
+    learns from colours without a name.
 
     Args:
         count: scenes that a probe learns from; the tests have a quarter of the training scenes and half as many
@@ -96,6 +112,8 @@ def probe_encoder(encoder: ImageEncoder, *, count: int = 1200, seed: int = 0) ->
     found = {
         "colour": probe_accuracy(named, tests, attribute="colours", seed=seed),
         "shape": probe_accuracy(named, tests, attribute="shapes", seed=seed),
+        "colour_undenied": probe_accuracy(named, tests, attribute="colours", seed=seed, undenied=True),
+        "shape_undenied": probe_accuracy(named, tests, attribute="shapes", seed=seed, undenied=True),
         "shape_unnamed": probe_accuracy(unnamed, tests, attribute="shapes", seed=seed),
     }
     return {f"{name}{test}": value for name, scores in found.items() for test, value in scores.items()}
