@@ -31,7 +31,8 @@ class Config:
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     beams: int = 1
     """Beam search width; 1 = greedy."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = 256
+    """Longer answers are cut off: about two tokens a word."""
     batch_size: int = 32
     cards: int = 20
     """Utterances shown in the report, chosen by the seed."""

@@ -29,9 +29,9 @@ def speech_cards(model: MultimodalModel, scores: SpeechScores, shown: Sequence[i
     for i in shown:
         utterance, said = found.samples[i].utterance, found.predictions[i]
         media = sound_media(found.samples[i].waveform, log_mel, utterance.id)
-        words = compare_words(said, utterance.text)
+        words = compare_words(said, utterance.wanted)
         title = f"{utterance.id}, {utterance.speaker}" if utterance.speaker else utterance.id
-        cards.append(Card(media, said, (utterance.text,), title=title, words=words))
+        cards.append(Card(media, said, (utterance.wanted,), title=title, words=words))
     return tuple(cards)
 
 

@@ -19,6 +19,7 @@ from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
 from speech.asr import answer_speech, prompt_of, speech_of
 from speech.audio import read_blocks
+from speech.transcript_rows import language_name
 from speech.utterance import LONGEST_SECONDS, SpeechTask
 from speech.voice_activity import VoiceActivity, split_at_pauses
 
@@ -87,7 +88,7 @@ def transcribe(
     """The segments of a recording as they are ready; none in silence, or where the model hears nothing.
 
     Args:
-        language: of the text.
+        language: of the text, by name or code ("German", "german", "de").
         longest_seconds: of a piece that the model hears at once; no longer than its encoder can (Whisper: 30 s).
         rule: what counts as speech.
         options: those of `generate`.
@@ -101,7 +102,8 @@ def transcribe(
     rate, longest_seconds = speech.rate, min(longest_seconds, speech.longest_seconds)
     blocks = read_blocks(source if isinstance(source, bytes) else Path(source), seconds=BLOCK_SECONDS, rate=rate)
     pieces = speech_pieces(blocks, rate=rate, longest_seconds=longest_seconds, rule=rule)
-    prompt = prompt_of(task, language)
+    name = language_name(language)
+    prompt = prompt_of(task, name.title() if name.islower() else name)
     while some := list(islice(pieces, batch_size)):
         heard = [piece.waveform for piece in some]
         texts = answer_speech(model, [prompt] * len(some), heard, batch_size=batch_size, **options)

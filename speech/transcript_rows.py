@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from multimodal.data.text import spoken_form
 from multimodal.errors import UserError
 from speech.utterance import Sound, SpeechTask, Utterance
 
@@ -79,6 +80,11 @@ def language_name(said: str) -> str:
     return LANGUAGES.get(code[1], "").title() or said
 
 
+def says_something(row: Row) -> bool:
+    """Whether there is a word in its text or translation: not in "..." or a note."""
+    return any(map(spoken_form, (row.text, row.translation)))
+
+
 def utterances_of(row: Row, sound: Sound, languages: Languages) -> list[Utterance]:
     """What a row gives: its text, and its translation as an utterance of its own.
 
@@ -102,4 +108,4 @@ def utterances_of(row: Row, sound: Sound, languages: Languages) -> list[Utteranc
         task="translate",
         speaker=row.speaker,
     )
-    return [spoken, translated] if row.text else [translated]
+    return [spoken, translated] if spoken_form(row.text) else [translated]

@@ -16,8 +16,10 @@ from multimodal.data.tables import (
     read_table,
     read_text,
     split_names,
-    table_delimiter,
+    table_cells,
+    unquoted,
 )
+from multimodal.data.word_times import WORD_TIMES
 from multimodal.errors import UserError
 from multimodal.hub_names import is_hub_name
 from speech.audio import AUDIO_SUFFIXES
@@ -32,6 +34,7 @@ from speech.transcript_rows import (
     Row,
     SpeechColumns,
     first_of,
+    says_something,
     utterances_of,
 )
 from speech.transcripts_hub import languages_of, read_speech_hub
@@ -114,7 +117,7 @@ def _find_table(folder: Path, split: str) -> Path | None:
         f"{name}{suffix}" for name in (*split_names(split), "transcripts", "metadata") for suffix in TABLE_SUFFIXES
     ]
     found = next((folder / name for name in names if (folder / name).is_file()), None)
-    tables = sorted(path for path in folder.iterdir() if path.suffix in TABLE_SUFFIXES)
+    tables = sorted(p for p in folder.iterdir() if p.suffix in TABLE_SUFFIXES and p.name != WORD_TIMES)
     return found or (tables[0] if len(tables) == 1 else None)
 
 
@@ -123,7 +126,7 @@ def _table_rows(table: Path, columns: SpeechColumns) -> list[Row]:
         lines = manifest_lines(table, expected=EXPECTED)
         return _worded([_manifest_row(item, f"{table}, line {number}", columns) for number, item in lines], table)
     text = read_text(table, expected=EXPECTED)
-    header = [name.strip().lower() for name in text.split("\n", 1)[0].split(table_delimiter(text))]
+    header = [unquoted(name).strip().lower() for _, names in table_cells(text)[:1] for name in names]
     audio = columns.audio or first_of(AUDIO_NAMES, header)
     said = columns.text or first_of(TEXT_NAMES, header)
     optional = [name if name in header else COMMON_VOICE_NAMES.get(name, name) for name in _optional(columns)]
@@ -138,7 +141,7 @@ def _table_rows(table: Path, columns: SpeechColumns) -> list[Row]:
 
 def _worded(rows: list[Row], table: Path) -> list[Row]:
     """Those that say something, with a warning if there are others: speech is not to be learnt as silence."""
-    found = [row for row in rows if row.text or row.translation]
+    found = [row for row in rows if says_something(row)]
     if len(found) < len(rows):
         log.warning("%s: %d lines without a text left out", table, len(rows) - len(found))
     return found
@@ -156,6 +159,10 @@ def _manifest_row(item: dict[str, object], where: str, columns: SpeechColumns) -
     audio = text(*([columns.audio] if columns.audio else AUDIO_NAMES))
     if not audio:
         raise UserError(f"{where}: no {columns.audio or AUDIO_NAMES[0]!r}; keys found: {', '.join(item) or 'none'}")
+    if item.get("offset"):
+        raise UserError(
+            f"{where}: 'offset' {item['offset']}; expected a sound file for each line, parts are not cut out"
+        )
     names = [columns.text] if columns.text else TEXT_NAMES
     if not any(name in item for name in (*names, columns.translation)):
         raise UserError(f"{where}: no {names[0]!r}; keys found: {', '.join(item)}")

@@ -19,6 +19,7 @@ from speech.transcript_rows import (
     SpeechColumns,
     first_of,
     language_name,
+    says_something,
 )
 from speech.utterance import BytesSound, FileSound, Sound
 
@@ -55,7 +56,7 @@ def read_speech_hub(
         names = names or _names(columns, item, name)
         source = media_source(item[names.audio])
         row = _row(item, names, f"{found}-{index}", f"data set {name!r}, {found} row {index}")
-        if source is not None and (row.text or row.translation):
+        if source is not None and says_something(row):
             kept.append((row, FileSound(source) if isinstance(source, Path) else BytesSound(source, row.audio)))
     if not kept:
         raise UserError(f"data set {name!r}, split {found!r}: no row with sound and text")

@@ -161,8 +161,16 @@ class CutSound:
         return self.join([self.sound.waveform(rate)], rate)
 
     def join(self, waveforms: Sequence[Tensor], rate: int) -> Tensor:
-        """The part [S] of the whole waveform [S]."""
-        return waveforms[0][round(self.start * rate) : round(self.end * rate)]
+        """The part [S] of the whole waveform [S].
+
+        Raises:
+            UserError: nothing of the sound is in it.
+        """
+        part_S = waveforms[0][round(self.start * rate) : round(self.end * rate)]
+        if not len(part_S):
+            whole = len(waveforms[0]) / rate
+            raise UserError(f"no sound from {self.start:.2f} to {self.end:.2f} s; expected a part of its {whole:.2f} s")
+        return part_S
 
 
 class SoundMemory:

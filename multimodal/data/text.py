@@ -77,12 +77,15 @@ def sentences(chunks: Sequence[str], *, words: tuple[int, int] = (4, 20)) -> lis
 
 
 def spoken_form(sentence: str) -> str:
-    """A sentence as speech recognition writes it: lower case, letters of any alphabet, digits and apostrophes alone.
+    """A sentence as speech recognition writes it: lower case, letters of any alphabet with their marks (vowel signs,
+    accents), digits and apostrophes alone.
 
     Numbers stay as they are: merging "six two" into "62" would hide what was heard.
     """
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", sentence).lower())
-    return " ".join(re.sub(r"[^\w' ]|_", " ", plain.replace("’", "'")).split())
+    lower = unicodedata.normalize("NFKC", sentence).lower().replace("i\u0307", "i")  # of the Turkish capital
+    plain = unicodedata.normalize("NFKC", lower).replace("’", "'")
+    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in plain)
+    return " ".join("".join(kept).split())
 
 
 def chat_document(tokenizer: AnyTokenizer, user: str | list[int], assistant: str | list[int]) -> Document:

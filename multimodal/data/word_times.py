@@ -68,15 +68,18 @@ def read_word_times(path: Path, *, words: Collection[str] | None = None) -> Word
         words: that are known; None: any.
 
     Raises:
-        UserError: no such file, a line that is not of four cells with numbers, or a word that is not known.
+        UserError: no such file, a line that is not of four cells with rising numbers, or a word that is not known.
     """
     times: WordTimes = defaultdict(list)
     for line, cells in table_cells(read_text(path, expected="expected a table of word times"))[1:]:
         try:
             name, word, start, end = (cell.strip() for cell in cells)
-            if words is not None and word not in words:
+            first, last = float(start), float(end)
+            if (words is not None and word not in words) or not 0 <= first < last < float("inf"):
                 raise ValueError
-            times[name].append((word, float(start), float(end)))
+            times[name].append((word, first, last))
         except ValueError:
-            raise UserError(f"{path}, line {line}: found {cells}; expected id, a known word, start and end") from None
+            raise UserError(
+                f"{path}, line {line}: found {cells}; expected id, a known word, start and a later end in seconds"
+            ) from None
     return times

@@ -16,6 +16,7 @@ from scripts import demo_asr, evaluate_asr, pretrain_speech_encoder, train_asr, 
 from scripts.spoken_texts import ALL_WRITERS, scene_caption
 from speech.asr_training import AsrConfig
 from speech.encoder_training import SpeechEncoderConfig
+from speech.transcribing import Segment
 from tests.scripts.conftest import Cli
 from tests.speech.made_speech import save, save_digits, tone
 from tests.speech.test_hub_speech import save_model, save_recordings
@@ -30,6 +31,7 @@ RECIPES = {
     "demo_asr": demo_asr.Config,
     "fsdd": AsrConfig,
     "grid_speech": AsrConfig,
+    "speech": AsrConfig,
     "speech_encoder": SpeechEncoderConfig,
     "speech_ctc": SpeechEncoderConfig,
     "spoken_encoder": SpeechEncoderConfig,
@@ -154,9 +156,46 @@ def test_transcripts_of_files_and_of_silence(cli: Cli, speech_adapter: Path, tmp
     assert ended.status == 0 and "broken.wav: not sound" in ended.err
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["loud.vtt", "quiet.vtt"]
     assert (tmp_path / "out" / "quiet.vtt").read_text() == "WEBVTT\n" and loud.exists()
+    started = ("transcribe", loud, "--adapter", tmp_path / "none", "--output")  # said before anything is loaded
+    ended = cli(*started, tmp_path / "out")
+    assert ended.status == 2 and "out: a folder; expected a file for JSON lines" in ended.err
+    ended = cli(*started, loud, "--format", "srt")
+    assert ended.status == 2 and "loud.flac: a file; expected a folder for subtitles" in ended.err
     save(tmp_path / "more" / "loud.wav", tone(4))
     ended = cli("transcribe", tmp_path, "--adapter", speech_adapter, *options)
     assert ended.status == 2 and "loud.wav would both be written as loud.vtt" in ended.err, ended.err
+
+
+def test_what_was_written_down_before_an_interruption_is_kept(
+    cli: Cli, speech_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [save(tmp_path / f"{name}.wav", tone(3)) for name in "ab"]
+
+    def hear(model: object, source: Path, **options: object) -> list[Segment]:
+        if source == files[1]:
+            raise KeyboardInterrupt
+        return [Segment(0.0, 1.0, "one")]
+
+    monkeypatch.setattr(transcribe, "transcribe", hear)
+    for form, written in (("jsonl", tmp_path / "out.jsonl"), ("srt", tmp_path / "out" / "a.srt")):
+        place = written if form == "jsonl" else written.parent
+        ended = cli("transcribe", *files, "--adapter", speech_adapter, "--format", form, "--output", place)
+        assert ended.status == 130 and "one" in written.read_text()
+    assert not (tmp_path / "out" / "b.srt").exists()
+
+
+def test_the_recipe_for_recordings_of_ones_own_needs_recordings_and_a_table_alone(
+    cli: Cli, recipe: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        save(tmp_path / "mine" / f"{number}.wav", tone(number + 1))
+    for split in ("train", "dev", "test"):
+        lines = "".join(f"{number}.wav\t{said}\n" for number, said in enumerate(("one", "two", "one two", "two one")))
+        (tmp_path / "mine" / f"{split}.tsv").write_text("audio\ttext\n" + lines)
+    own = Path(scripts.__path__[0]) / "configs" / "speech.yaml"
+    small = ("--config", own, "--config", recipe, "--train.eval-every", 0)
+    ended = cli("train_asr", *small, "--data.source", tmp_path / "mine", "--run-dir", tmp_path / "run")
+    assert ended.status == 0 and (tmp_path / "run" / "adapter").is_dir(), ended.err
 
 
 def test_what_the_microphone_hears_is_transcribed(

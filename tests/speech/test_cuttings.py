@@ -25,6 +25,14 @@ def test_a_cut_is_a_part_of_the_waveform(tmp_path: Path) -> None:
     assert torch.equal(memory(cut), part_S)
 
 
+def test_a_cut_beyond_the_recording_is_refused(tmp_path: Path) -> None:
+    whole = FileSound(save(tmp_path / "a.wav", tone(3, seconds=1, rate=16_000), rate=16_000))
+    assert len(CutSound(whole, 0.5, 3.0).waveform(16_000)) == 8_000
+    for start, end in ((1.5, 2.0), (0.6, 0.2)):
+        with pytest.raises(UserError, match=rf"no sound from {start:.2f} to {end:.2f} s; expected a part of its 1\.00"):
+            CutSound(whole, start, end).waveform(16_000)
+
+
 def test_pieces_are_words_in_a_row_with_their_sound(tmp_path: Path) -> None:
     whole = Utterance(sound=FileSound(tmp_path / "a.wav"), text="one two three", id="clips/a.wav", speaker="ann")
     made = cuttings([whole], TIMES, count=60, seed=0)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from multimodal.errors import UserError
 from multimodal.model import MultimodalModel
+from speech import transcribing
 from speech.subtitles import write_segments
 from speech.transcribing import Segment, speech_pieces, transcribe
 from tests.speech.made_speech import save
@@ -65,6 +66,22 @@ def test_a_recording_becomes_timed_text_and_silence_becomes_nothing(model: Multi
     assert segments == alone and segments and all(segment.text and segment.start < segment.end for segment in segments)
     quiet = save(tmp_path / "quiet.wav", torch.zeros(3 * RATE), rate=RATE)
     assert list(transcribe(model, quiet)) == []
+
+
+def test_a_language_is_asked_for_by_its_name(
+    model: MultimodalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(_: MultimodalModel, prompts: list[str], heard: list[Tensor], **options: object) -> list[str]:
+        asked.append(prompts[0])
+        return [""] * len(heard)
+
+    monkeypatch.setattr(transcribing, "answer_speech", answer)
+    spoken = save(tmp_path / "talk.wav", talk(BURSTS[:1], seconds=3), rate=RATE)
+    for said in ("de", "de-DE", "german", "German", "Low German"):
+        list(transcribe(model, spoken, language=said))
+    assert asked == [*["Repeat after me in German:"] * 4, "Repeat after me in Low German:"]
 
 
 def test_what_cannot_be_transcribed_is_refused(model: MultimodalModel, tmp_path: Path) -> None:

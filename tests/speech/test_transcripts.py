@@ -76,6 +76,8 @@ def test_librispeech_grid_and_digits_as_they_come(tmp_path: Path) -> None:
     texts = {u.text for split in ("train", "dev", "test") for u in _of(tmp_path / "grid", split)}
     assert texts == {"bin blue at f three soon", "bin blue at f four please"}
     assert len(read_transcripts(save_digits(tmp_path / "fsdd"), split="test")) == 20
+    table(tmp_path / "grid" / "word_times.tsv", "id\tword\tstart\tend", "bbaf3s\tbin\t0\t1")
+    assert {u.text for split in ("train", "dev", "test") for u in _of(tmp_path / "grid", split)} == texts
 
 
 def _of(folder: Path, split: str) -> list:  # type: ignore[type-arg]
@@ -142,6 +144,23 @@ def test_lines_without_a_text_are_not_learnt_as_silence(folder: Path, caplog: py
     table(folder / "train.tsv", "path\tsentence", "a\tone", "b\t ")
     assert [u.id for u in read_transcripts(folder, split="train")] == ["a"]
     assert "train.tsv: 1 lines without a text left out" in caplog.text
+    table(folder / "train.tsv", "path\tsentence\ttranslation", "a\t...\t", "b\t\u266a\tYes.", "c\tone\t")
+    assert {u.text for u in read_transcripts(folder, split="train")} == {"Yes.", "one"}
     manifest = table(folder / "m.jsonl", json.dumps({"audio": "a.wav", "txt": "one", "split": "train"}))
     with pytest.raises(UserError, match=r"m\.jsonl, line 1: no 'text'; keys found: audio, txt, split"):
+        read_transcripts(manifest, split="train")
+
+
+def test_names_of_columns_may_stand_in_quotes(folder: Path) -> None:
+    table(folder / "train.csv", '"path","sentence","language","speaker"', '"a","one, two","de","x"')
+    (found,) = read_transcripts(folder, split="train")
+    assert (found.id, found.text, found.language, found.speaker) == ("a", "one, two", "German", "x")
+
+
+def test_lines_that_mean_a_part_of_a_recording_are_refused(folder: Path) -> None:
+    line = {"audio_filepath": "a.wav", "text": "one", "offset": 0.0, "split": "train"}
+    manifest = table(folder / "m.jsonl", json.dumps(line))
+    assert len(read_transcripts(manifest, split="train")) == 1
+    table(manifest, json.dumps(line | {"offset": 2.5}))
+    with pytest.raises(UserError, match=r"line 1: 'offset' 2\.5; expected a sound file for each line"):
         read_transcripts(manifest, split="train")

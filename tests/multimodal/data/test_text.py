@@ -2,6 +2,7 @@
 
 import lzma
 import random
+import unicodedata
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -116,12 +117,27 @@ def test_sentences_are_found_in_order_and_once() -> None:
 @given(st.text())
 def test_the_spoken_form_has_no_more_than_speech_has(text: str) -> None:
     spoken = spoken_form(text)
-    assert all(character.isalnum() or character in "' " for character in spoken) and spoken == spoken.lower()
+    assert all(unicodedata.category(character)[0] in "LMN" or character in "' " for character in spoken)
+    assert spoken == spoken.lower()
     assert spoken == " ".join(spoken.split()) == spoken_form(spoken)
 
 
 def test_spoken_form() -> None:
     assert spoken_form("“Don’t,” said Tom—twice;  at 10!") == "don't said tom twice at 10"
+
+
+@pytest.mark.parametrize(
+    ("said", "spoken"),
+    [
+        ("हिन्दी में बोलो।", "हिन्दी में बोलो"),
+        ("தமிழ், வணக்கம்!", "தமிழ் வணக்கம்"),
+        ("ภาษาไทย สวัสดี", "ภาษาไทย สวัสดี"),
+        ("«İstanbul» IŞIK", "istanbul işik"),
+        ("Cafe\u0301 snake_case", "café snake case"),
+    ],
+)
+def test_the_marks_of_a_script_belong_to_its_letters(said: str, spoken: str) -> None:
+    assert spoken_form(said) == unicodedata.normalize("NFKC", spoken)
 
 
 # Documents -------------------------------------------------------------------------------------------------------

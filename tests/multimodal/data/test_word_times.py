@@ -18,8 +18,10 @@ def test_words_come_in_order_by_recording(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["a\tbin\t0", "a\tbin\t0\tx", "a\tcat\t0\t1"])
+@pytest.mark.parametrize(
+    "line", ["a\tbin\t0", "a\tbin\t0\tx", "a\tcat\t0\t1", "a\tbin\t1\t0.5", "a\tbin\t-1\t2", "a\tbin\t0\tnan"]
+)
 def test_bad_times_are_one_line(tmp_path: Path, line: str) -> None:
     (tmp_path / "t.tsv").write_text(f"{HEADER}{line}\n")
-    with pytest.raises(UserError, match=r"t\.tsv, line 2: .*expected id, a known word, start and end"):
+    with pytest.raises(UserError, match=r"t\.tsv, line 2: .*expected id, a known word, start and a later end"):
         read_word_times(tmp_path / "t.tsv", words=("bin",))
