@@ -42,7 +42,7 @@ class UnseenPairs:
         next_KK: bool, [a, b]: b never comes directly after a.
         answer_KK: bool, [a, b]: no answer to a prompt with a in it begins with b.
         kind_KK: bool, words that come after the same ones and before the same ones.
-        answer_kind_KK: bool, words that come before the same ones and answer prompts with the same ones in them.
+        answer_kind_KK: bool, words that begin answers to prompts with the same ones in them.
     """
 
     vocab_size: int
@@ -120,8 +120,7 @@ def unseen_pairs(turns: Iterable[Turn], *, vocab_size: int) -> UnseenPairs:
         return counts_KK
 
     next_KK, answer_KK = table(after), table(begins)
-    leads_KK = _alike(next_KK)
-    kind_KK, answer_kind_KK = _alike(next_KK.T) & leads_KK, _alike(answer_KK.T) & leads_KK
+    kind_KK, answer_kind_KK = _alike(next_KK.T) & _alike(next_KK), _alike(answer_KK.T)
     return UnseenPairs(
         vocab_size,
         torch.tensor(frequent, dtype=torch.long),

@@ -73,6 +73,17 @@ def test_what_no_answer_to_such_a_prompt_begins_with_is_not_denied() -> None:
     assert excluded(found, ring, star, ring) == [set(), set(), {RED}, set(), set(), set()]
 
 
+def test_words_of_several_tokens_are_of_a_kind_if_they_answer_the_same() -> None:
+    """What each does, in two tokens that no other verb has; the red one never stops."""
+    verbs = ((20, 21), (22, 23), (24, 25))
+    done = [
+        Turn([4, colour], [*verb, END], {}) for colour in COLOURS for verb in verbs if (colour, verb) != (RED, verbs[2])
+    ] * 50
+    found = found_in([*turns(), *done])
+    assert excluded(found, ([4, RED], [20, 21, END])) == [{24}, set(), set()]
+    assert excluded(found, ([4, BLUE], [20, 21, END])) == [set(), set(), set()]
+
+
 def test_words_of_another_kind_are_denied_as_ever() -> None:
     """ "Red" is never followed by another colour and never answers "how many": that is grammar."""
     found = found_in(turns())
