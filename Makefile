@@ -13,15 +13,16 @@ DEMO_ADAPTER := runs/demo/adapter/adapter.safetensors
 .PHONY: demo demo-asr demo-video test lint lock clean decoder image-encoder speech-encoder flickr8k benchmark benchmark-gpu
 GRAFT_DATA ?= ../shared/data
 
+# A demo that was interrupted goes on where it was; one that is done is evaluated again.
 demo: $(STAMP) $(DECODER) $(IMAGE_ENCODER)
-	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml $(ARGS)
+	$(RUN) -m scripts.demo --config scripts/configs/demo.yaml --resume $(ARGS)
 
 # Built-in sentences need eSpeak NG, which is GPL: an extra that only the data generator calls.
 demo-asr: $(STAMP) $(DECODER) $(SPEECH_ENCODER)
-	$(RUN) -m scripts.demo_asr --config scripts/configs/demo_asr.yaml $(ARGS)
+	$(RUN) -m scripts.demo_asr --config scripts/configs/demo_asr.yaml --resume $(ARGS)
 
 demo-video: $(STAMP) $(DEMO_ADAPTER)
-	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml $(ARGS)
+	$(RUN) -m scripts.demo_video --config scripts/configs/demo_video.yaml --resume $(ARGS)
 
 # The image adapter that the video layers begin as.
 $(DEMO_ADAPTER):

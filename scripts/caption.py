@@ -17,7 +17,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.files import write_whole
 from multimodal.model import MultimodalModel
 from vision.caption_pictures import attention_picture, caption_pictures, find_pictures
-from vision.captioning import CAPTION_PROMPT
+from vision.captioning import CAPTION_PROMPT, expect_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class Config:
         expect_at_least(1, beams=self.beams, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         if self.temperature <= 0:
             raise UserError(f"--temperature {self.temperature}: expected more than 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p}: expected more than 0, at most 1")
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def main() -> None:
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
+    expect_images(model, config.adapter)
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.sample:

@@ -11,7 +11,7 @@ from multimodal.chart import Chart, curve_from_log
 from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
 from multimodal.report import RunFacts, write_json, write_report
-from multimodal.text_proof import BareDecoder
+from multimodal.text_proof import decoder_proof
 from multimodal.train.logging import peak_memory_mb
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_training import CaptioningConfig, train_captioning
@@ -35,10 +35,9 @@ class Config(CaptioningConfig):
 def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
-    bare = BareDecoder.load(config.decoder, quantization=config.decoder_quantize)
 
     model, result = train_captioning(config)
-    proof = bare.proof(model)
+    proof = decoder_proof(model)
 
     captions, questions = ask_scenes(
         model, count=config.held_out, size=config.data.scene_size, seed=config.train.seed + 1

@@ -11,7 +11,7 @@ from multimodal.chart import Chart, curve_from_log
 from multimodal.config import parse
 from multimodal.errors import run_cli
 from multimodal.report import RunFacts, write_json, write_report
-from multimodal.text_proof import BareDecoder
+from multimodal.text_proof import decoder_proof
 from multimodal.train.logging import peak_memory_mb
 from scripts.spoken_texts import ALL_WRITERS
 from speech.asr_report import asr_report, speech_cards
@@ -31,9 +31,8 @@ class Config(AsrConfig):
 def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
-    bare = BareDecoder.load(config.decoder, quantization=config.decoder_quantize)
     model, result = train_asr(config, writers=ALL_WRITERS)
-    proof, memory = bare.proof(model), peak_memory_mb(model.device)
+    proof, memory = decoder_proof(model), peak_memory_mb(model.device)
     for name, scores in result.scores.items():
         print(f"{name or 'test'}\n{scores.evaluation}")
     main_set = result.scores[""]

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from multimodal.chart import Chart, curve_from_log
 from multimodal.config import expect_at_least, parse
 from multimodal.errors import run_cli
-from multimodal.quantization import quantization_of
 from multimodal.report import RunFacts, write_json, write_report
-from multimodal.text_proof import BareDecoder
+from multimodal.text_proof import decoder_proof
 from multimodal.train.logging import peak_memory_mb
 from vision.video_report import video_cards, video_report
 from vision.video_training import VideoQAConfig, ask_both_ways, clip_sets, evaluate_both_ways, train_video_qa
@@ -36,7 +35,7 @@ def main() -> None:
     config = parse(Config, description=__doc__)
     started = time.perf_counter()
     model, result = train_video_qa(config)
-    proof = BareDecoder.load(model.decoder_name, quantization=quantization_of(model.decoder.lm)).proof(model)
+    proof = decoder_proof(model)
     seed = config.train.seed
     asked = ask_both_ways(model, clip_sets(config).reported(config.held_out), choice=config.data.choice > 0)
     evaluations, metrics = evaluate_both_ways(model, asked, seed=seed)

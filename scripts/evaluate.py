@@ -19,7 +19,7 @@ from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
 from vision.caption_training import SCENES, ask_pictures
-from vision.captioning import ask_scenes, evaluate_both
+from vision.captioning import ask_scenes, evaluate_both, expect_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,7 @@ class Config:
     def __post_init__(self) -> None:
         expect_at_least(1, beams=self.beams, max_new_tokens=self.max_new_tokens, batch_size=self.batch_size)
         expect_at_least(0, count=self.count, cards=self.cards)
+        expect_at_least(1, scene_size=self.scene_size)
 
 
 def main() -> None:
@@ -63,6 +64,7 @@ def main() -> None:
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
+    expect_images(model, config.adapter)
     options = {
         "num_beams": config.beams,
         "length_penalty": config.length_penalty,

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from multimodal.config import parse
+from multimodal.config import expect_at_least, parse
 from multimodal.errors import UserError, run_cli
 from multimodal.model import MultimodalModel
 from multimodal.report import RunFacts, write_json, write_report
@@ -44,6 +44,10 @@ class Config:
     """Use this decoder in place of the one that the adapter names."""
     force_decoder: bool = False
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        expect_at_least(1, max_new_tokens=self.max_new_tokens)
+        expect_at_least(0, count=self.count, cards=self.cards)
 
 
 def main() -> None:

@@ -38,13 +38,13 @@ def caption_pictures(
     **options: Any,
 ) -> Iterator[tuple[int, str | UserError]]:
     """Yields (position, caption) in order; for a picture that cannot be read the error instead of a caption."""
-    turns, modality = Turns(model), model.modalities["image"]
+    turn, modality = Turns(model)(prompt, None), model.modalities["image"]
     for start in range(0, len(pictures), batch_size):
         ready: list[tuple[int, Sample]] = []
         broken: dict[int, UserError] = {}
         for i, picture in enumerate(pictures[start : start + batch_size], start):
             try:
-                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turns(prompt, None),))))  # type: ignore[operator]
+                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turn,))))  # type: ignore[operator]
             except UserError as error:
                 broken[i] = error
         texts = model.generate([sample for _, sample in ready], **options) if ready else []

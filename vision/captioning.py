@@ -5,11 +5,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from multimodal.batch import Sample, Turn
+from multimodal.errors import UserError
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
@@ -157,6 +159,13 @@ def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PR
         ValueError: there are features alone of a picture.
     """
     return [Asked(s.tiles, s.question or prompt, s.captions, s.id, question=bool(s.question)) for s in samples]
+
+
+def expect_images(model: MultimodalModel, adapter: Path | str) -> None:
+    """Raises UserError unless the model, loaded from `adapter`, reads pictures."""
+    if "image" not in model.modalities:
+        found = ", ".join(model.modalities)
+        raise UserError(f"{adapter}: an adapter for {found}; expected one for images")
 
 
 def answer_all(

@@ -56,7 +56,8 @@ class ClipDataConfig:
     """Where their files are kept; by default in the run folder."""
 
     def __post_init__(self) -> None:
-        expect_at_least(1, of="data.", questions=self.questions, clips=self.clips)
+        sizes = {"clip_size": self.clip_size, "clip_frames": self.clip_frames}
+        expect_at_least(1, of="data.", questions=self.questions, clips=self.clips, **sizes)
         expect_at_least(0, of="data.", dev_count=self.dev_count, cuttings=self.cuttings, unseen_pairs=self.unseen_pairs)
         wrong = {
             f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
@@ -120,7 +121,8 @@ class ClipSets:
             UserError: the source cannot be read.
         """
         if source == CLIPS:
-            return replace(self._builtin(), captions=True)
+            everything = replace(self, data=replace(self.data, kinds=()))  # kinds are those of questions
+            return replace(everything._builtin(), captions=True)
         return read_questions(source, split=self.data.train_split)
 
     def simple(self, count: int, *, words: int) -> ClipSet:

@@ -16,7 +16,7 @@ from multimodal.pretrained import BUILTIN, decoder_path, read_tokenizer
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.config import TrainConfig
 from multimodal.train.loop import TrainResult, train
-from vision.caption_data import CaptionImages, read_captions
+from vision.caption_data import CaptionImages
 from vision.caption_training import SCENES, DataConfig, training_order
 from vision.captioner import Captioner
 from vision.contrastive import ContrastiveBatch, ContrastiveTask, TextTower, retrieval_recall
@@ -129,10 +129,10 @@ def _pairs(config: ContrastiveConfig, tiling: Tiling, *, dev: bool) -> ScenePair
         if dev:
             return ScenePairs(tiling, count, data.scene_size, seed, "held_out")
         return ScenePairs(tiling, count, data.scene_size, seed, mix=data.mix, captions=data.captions)
-    records = read_captions(data.source, split=data.dev_split if dev else data.train_split, columns=data.columns)
+    records = data.read(data.dev_split, limit=data.dev_count) if dev else data.read(data.train_split, limit=data.limit)
     augment = None if dev else Augment(flip=data.flip, crop_scale=data.crop_scale)
     return CaptionPairs(
-        CaptionImages(records[: data.dev_count] if dev else records, tiling, on_error=data.on_error, augment=augment),
+        CaptionImages(records, tiling, on_error=data.on_error, augment=augment),
         captions=1 if dev else data.captions,
     )
 

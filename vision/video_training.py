@@ -17,7 +17,7 @@ from multimodal.data.broken import BrokenSamples
 from multimodal.data.feature_cache import FeatureCache
 from multimodal.errors import UserError
 from multimodal.hashing import weights_sha256
-from multimodal.metrics import Evaluation
+from multimodal.metrics import Evaluation, derangement
 from multimodal.model import MultimodalModel
 from multimodal.pretrained import BUILTIN
 from multimodal.quantization import DecoderQuantization
@@ -178,11 +178,12 @@ def _dev_questions(model: MultimodalModel, config: VideoQAConfig) -> dict[str, l
     if not config.data.dev_count:
         return {}
     asked = ask_both_ways(model, clip_sets(config).judged(), choice=config.data.choice > 0)
-    if len({one.name for one in asked["accuracy"]}) < 2:
-        raise UserError(
-            f"{config.data.source}: fewer than two readable clips in split {config.data.dev_split} "
-            "(--data.dev-count 0 trains without)"
-        )
+    for some in asked.values():
+        try:
+            derangement(len(some), random.Random(0), groups=[one.name for one in some])
+        except UserError as error:
+            where = f"{config.data.source}, split {config.data.dev_split}"
+            raise UserError(f"{where}: {error} (--data.dev-count 0 trains without)") from None
     return asked
 
 

@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from multimodal.model import MultimodalModel
-from multimodal.text_proof import BareDecoder
+from multimodal.pretrained import load_decoder
+from multimodal.text_proof import decoder_proof
+from tests.tiny_models import CONFIG
 
 
-def test_an_adapter_leaves_the_decoder_and_a_touched_weight_shows(adapter_folder: Path, decoder_folder: Path) -> None:
-    bare = BareDecoder.load(str(decoder_folder))
-    model = MultimodalModel.from_pretrained(adapter_folder, device="cpu")
-    assert bare.proof(model).unchanged
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # bf16: as a decoder is kept on a GPU
+def test_an_adapter_leaves_the_decoder_and_a_touched_weight_shows(decoder_folder: Path, dtype: torch.dtype) -> None:
+    decoder, tokenizer = load_decoder(str(decoder_folder), dtype=dtype, device=torch.device("cpu"))
+    model = MultimodalModel(decoder, tokenizer, decoder_name=str(decoder_folder))
+    model.add("image", CONFIG)
+    assert decoder_proof(model).unchanged
     with torch.no_grad():
-        next(model.decoder.lm.parameters()).add_(0.01)
-    proof = bare.proof(model)
+        next(model.decoder.lm.parameters()).add_(0.1)
+    proof = decoder_proof(model)
     assert not proof.unchanged and proof.text_logits_max_abs_diff > 0

@@ -23,6 +23,7 @@ from tests.speech.test_hub_speech import save_model, save_recordings
 from tests.speech.test_microphone import microphone
 from tests.speech.test_speech_modality import CONFIG
 from tests.speech.test_transcripts_hub import save as save_parquet
+from tests.tiny_models import picture
 
 SCRIPTS: dict[str, Any] = {
     m.__name__.split(".")[1]: m for m in (demo_asr, evaluate_asr, pretrain_speech_encoder, train_asr, transcribe)
@@ -222,6 +223,8 @@ BAD = {
     "transcribe --adapter {adapter} {tmp}/notes.wav": "not sound",
     "transcribe {tmp}/notes.wav --adapter {image}": "has no speech",
     "transcribe {tmp}/notes.wav --adapter {tmp}": "expected an adapter folder",
+    "caption {picture} --adapter {adapter}": "an adapter for audio; expected one for images",
+    "evaluate --adapter {adapter} --run-dir {tmp}/x": "an adapter for audio; expected one for images",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.source {tmp}/none": "expected a transcript table",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.temperature 0": "temperature",
     "train_asr --config {recipe} --run-dir {tmp}/x --data.sentences 4 --encoder-weights {tmp}": "speech_encoder",
@@ -239,7 +242,14 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "notes.wav").write_text("no sound")
     (tmp_path / "gone.csv").write_text("audio,text,split\na.wav,one,train\nb.wav,two,dev\n")
-    places = {"tmp": tmp_path, "adapter": speech_adapter, "image": adapter_folder, "recipe": recipe}
+    picture().save(tmp_path / "picture.png")
+    places = {
+        "tmp": tmp_path,
+        "picture": tmp_path / "picture.png",
+        "adapter": speech_adapter,
+        "image": adapter_folder,
+        "recipe": recipe,
+    }
     ended = cli(*(word.format(**places) for word in command.split()))
     assert ended.status == 2 and BAD[command] in ended.err.splitlines()[-1], ended.err
 

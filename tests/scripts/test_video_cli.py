@@ -49,6 +49,9 @@ BAD: dict[str, tuple[str, str]] = {
     "answer_video {tmp}/none.mp4": ("--adapter", "expected a value"),
     "answer_video {tmp}/none.mp4 --adapter {adapter} --attention strip": ("--attention strip", "strip.png"),
     "answer_video {tmp}/none.mp4 --adapter {adapter} --max-new-tokens 0": ("--max-new-tokens 0", "1 or more"),
+    "evaluate_video --adapter {adapter} --run-dir {tmp}/x --cards -1": ("--cards -1", "0 or more"),
+    "evaluate_video --adapter {adapter} --run-dir {tmp}/x --max-new-tokens 0": ("--max-new-tokens 0", "1 or more"),
+    "train_video_qa --config {recipe} --run-dir {tmp}/x --data.clip-size 0": ("--data.clip-size 0", "1 or more"),
     "demo_video --config {recipe} --run-dir {tmp}/x --held-out 1": ("--held-out 1", "expected 2 or more"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --data.questions 0": ("--data.questions 0", "1 or more"),
     "train_video_qa --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone": (

@@ -42,6 +42,8 @@ def test_built_in_clips_that_are_judged_or_reported_are_others_than_those_learnt
     assert all(clip.name.startswith("held_out") for clip in (*judged, *reported))
     assert len({clip.name for clip in (*judged, *reported)}) == 5
     described = all_of(builtin.captioned(CLIPS))
+    some = replace(builtin, data=replace(builtin.data, kinds=("place", "hit")))  # kinds are those of questions
+    assert [clip.questions for clip in all_of(some.captioned(CLIPS))] == [clip.questions for clip in described]
     assert [clip.clip for clip in described] == [clip.clip for clip in learnt]
     assert all([question.kind for question in clip.questions] == ["caption"] for clip in described)
 

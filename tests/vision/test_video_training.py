@@ -62,6 +62,20 @@ def test_numbers_that_cannot_be_are_refused_before_training() -> None:
             SimpleConfig(**{number: 0})  # type: ignore[arg-type]
 
 
+def test_a_dev_split_without_a_shuffled_control_is_refused_before_training(config: VideoQAConfig) -> None:
+    """Of two clips one is asked three questions and the other one: most have the same clip."""
+    folder = config.run_dir.parent / "mine"
+    folder.mkdir()
+    lines = ["video\tquestion\tanswer\tsplit"]
+    for number, questions in enumerate((3, 1)):
+        clip_file(folder / f"{number}.mp4", seed=number)
+        lines += [f"{number}.mp4\tWhat {i}?\tyes\t{split}" for i in range(questions) for split in ("train", "dev")]
+    (folder / "questions.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"split dev: shuffled control: found 4 samples, 3 with the same media"):
+        train_video_qa(replace(config, data=replace(config.data, source=str(folder), dev_count=4)))
+    assert not (config.run_dir / "answer").exists()
+
+
 def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
     full = replace(
         config,
