@@ -48,6 +48,24 @@ class FrozenHead:
         return logits
 
 
+@dataclass(frozen=True)
+class Excluded:
+    """Tokens that are left out of the softmax of positions with a target; never the target itself.
+
+    Attributes:
+        tokens_K: long, those that may be.
+        mask_NK: bool, which of them are, position by position.
+    """
+
+    tokens_K: Tensor
+    mask_NK: Tensor
+
+    def out_of(self, logits_nV: Tensor, rows: slice) -> Tensor:
+        """The logits of some positions with -inf for what is left out there."""
+        mask_nV = torch.zeros_like(logits_nV, dtype=torch.bool).index_copy(1, self.tokens_K, self.mask_NK[rows])
+        return logits_nV.masked_fill(mask_nV, -torch.inf)
+
+
 class HasHead(Protocol):
     """Anything with a frozen head, a `FrozenDecoder` for one."""
 
@@ -78,7 +96,7 @@ def frozen_head_loss(
     decoder_or_head: HasHead | Callable[[Tensor], Tensor],
     *,
     teacher: Teacher | None = None,
-    excluded_NV: Tensor | None = None,
+    excluded: Excluded | None = None,
     chunk: int = 256,
 ) -> tuple[Tensor, int]:
     """Summed cross-entropy of the targets and how many there are; divide by the count of the whole (accumulated) batch.
@@ -90,8 +108,7 @@ def frozen_head_loss(
         targets_BT: long, the token each position should predict (already shifted); -100 = no loss here.
         decoder_or_head: a `FrozenDecoder`, or a function from hidden states to logits whose weights are frozen.
         teacher: for positions that have a target too; None = there are none.
-        excluded_NV: bool, the tokens that are left out of the softmax of each position with a target (never the target;
-            not those of a teacher); None = there are none.
+        excluded: what no position without a teacher is told apart from; None = nothing.
         chunk: positions per projection; bounds the extra memory to a few times chunk * V floats.
 
     Returns:
@@ -103,14 +120,14 @@ def frozen_head_loss(
         taught_BT = teacher.row_BT >= 0
         wanted_ND = teacher.hidden_ND[teacher.row_BT[taught_BT]]
         divergence = _summed(hidden_BTD[taught_BT], head, _divergence(wanted_ND, head), chunk)
-        if excluded_NV is not None:
-            excluded_NV = excluded_NV[~taught_BT[targets_BT != IGNORE]]
+        if excluded is not None:
+            excluded = replace(excluded, mask_NK=excluded.mask_NK[~taught_BT[targets_BT != IGNORE]])
         untaught_BT = targets_BT.masked_fill(taught_BT, IGNORE)
-        told, count = frozen_head_loss(hidden_BTD, untaught_BT, head, excluded_NV=excluded_NV, chunk=chunk)
+        told, count = frozen_head_loss(hidden_BTD, untaught_BT, head, excluded=excluded, chunk=chunk)
         return told + divergence, count + len(wanted_ND)
     keep_BT = targets_BT != IGNORE
     targets_N = targets_BT[keep_BT]
-    total = rows_loss(hidden_BTD[keep_BT], targets_N, head, excluded_NV=excluded_NV, chunk=chunk)
+    total = rows_loss(hidden_BTD[keep_BT], targets_N, head, excluded=excluded, chunk=chunk)
     return total, len(targets_N)
 
 
@@ -120,23 +137,23 @@ def rows_loss(
     head: Callable[[Tensor], Tensor],
     *,
     weights_N: Tensor | None = None,
-    excluded_NV: Tensor | None = None,
+    excluded: Excluded | None = None,
     chunk: int = 256,
 ) -> Tensor:
     """Summed cross-entropy of positions that all carry loss, each times its weight, which may be negative; the other
     arguments as for `frozen_head_loss`.
     """
-    return _summed(hidden_ND, head, _cross_entropy(targets_N, weights_N, excluded_NV), chunk)
+    return _summed(hidden_ND, head, _cross_entropy(targets_N, weights_N, excluded), chunk)
 
 
 ChunkLoss = Callable[[Tensor, slice], Tensor]
 """fp32 logits [n, V] of a chunk, and which of the N positions they are of -> summed loss."""
 
 
-def _cross_entropy(targets_N: Tensor, weights_N: Tensor | None, excluded_NV: Tensor | None) -> ChunkLoss:
+def _cross_entropy(targets_N: Tensor, weights_N: Tensor | None, excluded: Excluded | None) -> ChunkLoss:
     def loss(logits_nV: Tensor, rows: slice) -> Tensor:
-        if excluded_NV is not None:
-            logits_nV = logits_nV.masked_fill(excluded_NV[rows], -torch.inf)
+        if excluded is not None:
+            logits_nV = excluded.out_of(logits_nV, rows)
         if weights_N is None:
             return F.cross_entropy(logits_nV, targets_N[rows], reduction="sum")
         return (weights_N[rows] * F.cross_entropy(logits_nV, targets_N[rows], reduction="none")).sum()

@@ -299,8 +299,8 @@ class MultimodalModel(nn.Module):
     ) -> tuple[Tensor, int]:
         hidden_BTD = self.decoder.hidden(ids_BT, mask_BT, memory=memory, inserted=inserted)
         unseen = self.unseen_pairs
-        excluded_NV = None if unseen is None else unseen.excluded(ids_BT, targets_BT)
-        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher, excluded_NV=excluded_NV)
+        excluded = None if unseen is None else unseen.excluded(ids_BT, targets_BT)
+        return frozen_head_loss(hidden_BTD, targets_BT, self.decoder, teacher=teacher, excluded=excluded)
 
     @torch.no_grad()
     def _teacher(self, batch: Batch) -> Teacher | None:

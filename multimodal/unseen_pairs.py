@@ -7,7 +7,7 @@ word that never stands beside this neighbour, although both are frequent, is lef
 its kind is to be said: whether it fits is left to what is seen. Words are of a kind if they have the same neighbours
 (cosine of positive pointwise mutual information: Bullinaria and Levy 2007); grammar is learnt as ever.
 
-Legend: B rows, T positions, N positions that carry loss, V vocabulary, K frequent tokens.
+Legend: B rows, T positions, N positions that carry loss, V vocabulary, K frequent tokens, L = K + 2 rows of a table.
 """
 
 import random
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimodal.batch import Turn
-from multimodal.loss import IGNORE
+from multimodal.loss import IGNORE, Excluded
 
 MOST_TOKENS = 4096
 """Frequent tokens at most; pairs of others are too rare to be missed."""
@@ -37,27 +37,27 @@ class UnseenPairs:
     """What never stands together in the answers of a data set, although that was to be expected.
 
     Attributes:
-        vocab_size: V.
-        tokens_K: long, the frequent tokens; V is the begin of an answer.
-        next_KK: bool, [a, b]: b never comes directly after a.
-        answer_KK: bool, [a, b]: no answer to a prompt with a in it begins with b.
-        kind_KK: bool, words that come after the same ones and before the same ones.
-        answer_kind_KK: bool, words that begin answers to prompts with the same ones in them.
+        tokens_K: long, the frequent tokens.
+        place_V: long [V + 2], the row of each token in the tables, and of what is no token: the begin of an answer (row
+            K) and, as all that is not frequent, a placeholder (row K + 1, of which nothing is known).
+        next_LL: bool, [a, b]: b never comes directly after a.
+        answer_LL: 1 at [a, b]: no answer to a prompt with a in it begins with b.
+        kind_LL: bool, words that come after the same ones and before the same ones.
+        answer_kind_LL: bool, words that begin answers to prompts with the same ones in them.
     """
 
-    vocab_size: int
     tokens_K: Tensor
-    next_KK: Tensor
-    answer_KK: Tensor
-    kind_KK: Tensor
-    answer_kind_KK: Tensor
+    place_V: Tensor
+    next_LL: Tensor
+    answer_LL: Tensor
+    kind_LL: Tensor
+    answer_kind_LL: Tensor
 
     def to(self, device: torch.device | str) -> "UnseenPairs":
-        vocab_size, *tables = (getattr(self, field.name) for field in fields(self))
-        return UnseenPairs(vocab_size, *(table.to(device) for table in tables))
+        return UnseenPairs(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    def excluded(self, input_ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """bool [N, V]: the tokens that are no alternative to the target of a position, never the target itself.
+    def excluded(self, input_ids_BT: Tensor, targets_BT: Tensor) -> Excluded:
+        """The tokens that are no alternative to the target of a position, never the target itself.
 
         Those of the target's kind that never come after the token before it, or before the one after it; for the first
         one of an answer those that no answer to a prompt with these tokens begins with.
@@ -66,84 +66,70 @@ class UnseenPairs:
             input_ids_BT: what is read; ids beyond the vocabulary are placeholders.
             targets_BT: what is to be said next; -100 = nothing, as in `frozen_head_loss`. One answer a row.
         """
-        said_BT, device = targets_BT != IGNORE, targets_BT.device
-        other = self.vocab_size + 1  # behind the vocabulary and the begin of an answer
-        places = torch.full((other + 1,), len(self.tokens_K), device=device)
-        places[self.tokens_K] = torch.arange(len(self.tokens_K), device=device)
-
-        def place(tokens: Tensor) -> Tensor:
-            """Of a token among the frequent ones; K for all others."""
-            return places[tokens.clamp(max=other)]
-
-        next_KK, answer_KK, kind_KK, answer_kind_KK = (
-            F.pad(table, (0, 1, 0, 1), value=False)  # one more, for all other tokens, of which nothing is known
-            for table in (self.next_KK, self.answer_KK, self.kind_KK, self.answer_kind_KK)
-        )
-        before_BT = F.pad(targets_BT[:, :-1], (1, 0), value=IGNORE)
-        before_BT = before_BT.masked_fill(before_BT == IGNORE, self.vocab_size)
-        after_BT = F.pad(targets_BT[:, 1:], (0, 1), value=IGNORE)
-        after_BT = after_BT.masked_fill(after_BT == IGNORE, other)
-        place_N = place(targets_BT[said_BT])
-        unseen_NK = next_KK[place(before_BT[said_BT])] | next_KK.T[place(after_BT[said_BT])]
-        unseen_NK &= kind_KK[place_N]
+        begin, other = len(self.place_V) - 2, len(self.place_V) - 1
+        said_BT = targets_BT != IGNORE
+        before_BT = F.pad(targets_BT.masked_fill(~said_BT, begin)[:, :-1], (1, 0), value=begin)
+        after_BT = F.pad(targets_BT.masked_fill(~said_BT, other)[:, 1:], (0, 1), value=other)
+        before_N, after_N = self.place_V[before_BT[said_BT]], self.place_V[after_BT[said_BT]]
+        place_N = self.place_V[targets_BT[said_BT]]
+        unseen_NL = (self.next_LL[before_N] | self.next_LL.T[after_N]) & self.kind_LL[place_N]
 
         prompt_BT = said_BT.cumsum(1) - said_BT.long() == 0  # up to the token that foretells the first of the answer
-        asked_BK = torch.zeros(len(targets_BT), len(next_KK), device=device)
-        asked_BK.scatter_(
-            1, place(input_ids_BT.masked_fill(~prompt_BT | (input_ids_BT >= self.vocab_size), other)), 1.0
-        )
+        asked_BT = input_ids_BT.masked_fill(~prompt_BT | (input_ids_BT >= begin), other)
+        asked_BL = self.answer_LL.new_zeros(len(targets_BT), len(self.answer_LL))
+        asked_BL.scatter_(1, self.place_V[asked_BT], 1.0)
         row_N, first_N = said_BT.nonzero()[:, 0], prompt_BT[said_BT]
-        never_BK = asked_BK @ answer_KK.float() > 0
-        unseen_NK[first_N] |= never_BK[row_N[first_N]] & answer_kind_KK[place_N[first_N]]
-
-        excluded_NV = torch.zeros(len(unseen_NK), self.vocab_size + 1, dtype=torch.bool, device=device)
-        excluded_NV[:, self.tokens_K] = unseen_NK[:, :-1]
-        return excluded_NV[:, :-1].scatter(1, targets_BT[said_BT][:, None], False)
+        never_BL = asked_BL @ self.answer_LL > 0
+        unseen_NL[first_N] |= never_BL[row_N[first_N]] & self.answer_kind_LL[place_N[first_N]]
+        unseen_NL = unseen_NL.scatter(1, place_N[:, None], False)
+        return Excluded(self.tokens_K, unseen_NL[:, : len(self.tokens_K)])
 
 
 def unseen_pairs(turns: Iterable[Turn], *, vocab_size: int) -> UnseenPairs:
     """The pairs that some turns of a data set, with answers, do not show."""
+    begin = vocab_size
     after, begins, single = Counter[tuple[int, int]](), Counter[tuple[int, int]](), Counter[int]()
     for turn in turns:
         asked = {token for token in turn.prompt if token < vocab_size}
-        single.update([*asked, vocab_size, *turn.answer])
-        after.update(zip((vocab_size, *turn.answer[:-1]), turn.answer, strict=True))
+        single.update([*asked, *turn.answer])
+        after.update(zip((begin, *turn.answer[:-1]), turn.answer, strict=True))
         begins.update((token, first) for token in asked for first in turn.answer[:1])
-    frequent = [token for token, _ in single.most_common(MOST_TOKENS)]
-    place = {token: number for number, token in enumerate(frequent)}
+    frequent = torch.tensor([token for token, _ in single.most_common(MOST_TOKENS)], dtype=torch.long)
+    place_V = torch.full((vocab_size + 2,), len(frequent) + 1)
+    place_V[frequent], place_V[begin] = torch.arange(len(frequent)), len(frequent)
 
     def table(counts: Counter[tuple[int, int]]) -> Tensor:
-        counts_KK = torch.zeros(len(frequent), len(frequent))
+        counts_LL = torch.zeros(len(frequent) + 2, len(frequent) + 2)
         for (a, b), count in counts.items():
-            if a in place and b in place:
-                counts_KK[place[a], place[b]] = count
-        return counts_KK
+            counts_LL[place_V[a], place_V[b]] += count
+        counts_LL[-1], counts_LL[:, -1] = 0, 0
+        return counts_LL
 
-    next_KK, answer_KK = table(after), table(begins)
-    kind_KK, answer_kind_KK = _alike(next_KK.T) & _alike(next_KK), _alike(answer_KK.T)
+    next_LL, answer_LL = table(after), table(begins)
+    kind_LL, answer_kind_LL = _alike(next_LL.T) & _alike(next_LL), _alike(answer_LL.T)
     return UnseenPairs(
-        vocab_size,
-        torch.tensor(frequent, dtype=torch.long),
-        _missing(next_KK, kind_KK, kind_KK),
-        _missing(answer_KK, kind_KK, answer_kind_KK),
-        kind_KK,
-        answer_kind_KK,
+        frequent,
+        place_V,
+        _missing(next_LL, kind_LL, kind_LL),
+        _missing(answer_LL, kind_LL, answer_kind_LL).float(),
+        kind_LL,
+        answer_kind_LL,
     )
 
 
-def _alike(counts_KK: Tensor) -> Tensor:
+def _alike(counts_LL: Tensor) -> Tensor:
     """bool: rows that go with the same columns."""
-    chance_KK = counts_KK.sum(1, keepdim=True) * counts_KK.sum(0) / counts_KK.sum().clamp(min=1)
-    information_KK = torch.where(counts_KK > chance_KK, counts_KK / chance_KK, 1.0).log()
-    unit_KK = F.normalize(information_KK, dim=1)
-    return unit_KK @ unit_KK.T >= ALIKE
+    chance_LL = counts_LL.sum(1, keepdim=True) * counts_LL.sum(0) / counts_LL.sum().clamp(min=1)
+    information_LL = torch.where(counts_LL > chance_LL, counts_LL / chance_LL, 1.0).log()
+    unit_LL = F.normalize(information_LL, dim=1)
+    return unit_LL @ unit_LL.T >= ALIKE
 
 
-def _missing(counts_KK: Tensor, row_kind_KK: Tensor, column_kind_KK: Tensor) -> Tensor:
+def _missing(counts_LL: Tensor, row_kind_LL: Tensor, column_kind_LL: Tensor) -> Tensor:
     """bool: pairs that are not there, and would be if the words of two kinds went together by chance."""
-    of_row_KK, to_column_KK = counts_KK @ column_kind_KK.float(), row_kind_KK.float() @ counts_KK
-    expected_KK = of_row_KK * to_column_KK / (row_kind_KK.float() @ of_row_KK).clamp(min=1)
-    return (counts_KK == 0) & (expected_KK >= EXPECTED)
+    of_row_LL, to_column_LL = counts_LL @ column_kind_LL.float(), row_kind_LL.float() @ counts_LL
+    expected_LL = of_row_LL * to_column_LL / (row_kind_LL.float() @ of_row_LL).clamp(min=1)
+    return (counts_LL == 0) & (expected_LL >= EXPECTED)
 
 
 class TurnSource(Protocol):

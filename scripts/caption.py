@@ -17,7 +17,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.files import write_whole
 from multimodal.model import MultimodalModel
 from vision.caption_pictures import attention_picture, caption_pictures, find_pictures
-from vision.captioning import CAPTION_PROMPT, expect_images
+from vision.captioning import CAPTION_PROMPT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,6 @@ def main() -> None:
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
-    expect_images(model, config.adapter)
     torch.manual_seed(config.seed)
     options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens}
     if config.sample:

@@ -19,7 +19,7 @@ from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
 from vision.caption_training import SCENES, ask_pictures
-from vision.captioning import ask_scenes, evaluate_both, expect_images
+from vision.captioning import ask_scenes, evaluate_both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,6 @@ def main() -> None:
     model = MultimodalModel.from_pretrained(
         config.adapter, decoder=config.decoder, force_decoder=config.force_decoder, device=config.device
     )
-    expect_images(model, config.adapter)
     options = {
         "num_beams": config.beams,
         "length_penalty": config.length_penalty,

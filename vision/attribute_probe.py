@@ -75,7 +75,7 @@ def probe_accuracy(
     classifier = nn.Linear(train.features.shape[1], len(COLOURS if attribute == "colours" else SHAPES))
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
     inputs = ((train.features - mean) / deviation)[kept]
-    left_out = _never_together(train, attribute)[kept] if undenied else torch.tensor(False)
+    left_out = _never_together(train, attribute)[kept] & undenied
     for _ in range(STEPS):
         loss = F.cross_entropy(classifier(inputs).masked_fill(left_out, -torch.inf), labels[kept])
         optimizer.zero_grad()

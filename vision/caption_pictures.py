@@ -16,8 +16,8 @@ from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.captioning import CAPTION_PROMPT
 from vision.encoder import ImageEncoder
+from vision.image_modality import image_of
 from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
-from vision.tiling import Tiles
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:
@@ -38,13 +38,13 @@ def caption_pictures(
     **options: Any,
 ) -> Iterator[tuple[int, str | UserError]]:
     """Yields (position, caption) in order; for a picture that cannot be read the error instead of a caption."""
-    turn, modality = Turns(model)(prompt, None), model.modalities["image"]
+    modality, turn = image_of(model), Turns(model)(prompt, None)
     for start in range(0, len(pictures), batch_size):
         ready: list[tuple[int, Sample]] = []
         broken: dict[int, UserError] = {}
         for i, picture in enumerate(pictures[start : start + batch_size], start):
             try:
-                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turn,))))  # type: ignore[operator]
+                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turn,))))
             except UserError as error:
                 broken[i] = error
         texts = model.generate([sample for _, sample in ready], **options) if ready else []
@@ -61,9 +61,9 @@ def attention_picture(
     Raises:
         UserError: the encoder gives fewer tokens than patches, so that they cannot be placed.
     """
-    modality: Any = model.modalities["image"]
+    modality = image_of(model)
     rgb = open_picture(picture)
-    tiles: Tiles = modality.prepare(rgb)
+    tiles = modality.tiling.tile(rgb)
     side, before = _patches(modality.encoder)
     turn: Turn = Turns(model)(prompt, caption)
     ids = turn.answer[:-1]

@@ -28,7 +28,7 @@ from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import CaptionRecord, Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, captions_and_questions, evaluate_both
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
+from vision.image_modality import EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
 from vision.scenes import SceneMix
 from vision.self_critical import MAX_NEW_TOKENS, ReferencedPictures, SelfCriticalTask
@@ -179,7 +179,7 @@ def build_model(config: CaptioningConfig) -> MultimodalModel:
         raise UserError(f"{config.start}: an adapter for {found}; expected one for images alone")
     if config.checkpointing:
         model.decoder.enable_gradient_checkpointing()
-        model.modalities["image"].encoder.enable_gradient_checkpointing()  # type: ignore[operator, union-attr]
+        image_of(model).encoder.enable_gradient_checkpointing()  # type: ignore[operator]
     return model
 
 
@@ -207,28 +207,22 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SceneSamp
 def _training_pictures(model: MultimodalModel, data: DataConfig) -> CaptionImages:
     return CaptionImages(
         data.read(data.train_split, limit=data.limit),
-        model.modalities["image"].tiling,  # type: ignore[arg-type]
+        image_of(model).tiling,
         on_error=data.on_error,
         augment=Augment(flip=data.flip, crop_scale=data.crop_scale),
-        prepare=_image(model).prepare if _image(model).kept is not None else None,
+        prepare=image_of(model).prepare if image_of(model).kept is not None else None,
     )
-
-
-def _image(model: MultimodalModel) -> ImageModality:
-    modality = model.modalities["image"]
-    assert isinstance(modality, ImageModality)
-    return modality
 
 
 def use_feature_cache(model: MultimodalModel, config: CaptioningConfig, settings: TrainConfig) -> None:
     """Keep the features of an encoder that stays frozen in this stage; of another one, none."""
     frozen = not settings.learning_rates.get("encoder", 1.0)
     if config.cache == "off" or not frozen or config.data.source == SCENES:
-        _image(model).use_cache(None)
+        image_of(model).use_cache(None)
         return
     cache = FeatureCache(config.cache_dir or config.run_dir / "features", max_gb=config.cache_gb)
     precision = resolve_precision(settings.precision, resolve_device(settings.device))
-    _image(model).use_cache(cache, precision=precision)
+    image_of(model).use_cache(cache, precision=precision)
 
 
 def training_order(data: DataConfig, settings: TrainConfig, *, samples: int) -> Order | None:
@@ -240,7 +234,7 @@ def training_order(data: DataConfig, settings: TrainConfig, *, samples: int) -> 
 
 def ask_pictures(model: MultimodalModel, records: Sequence[CaptionRecord]) -> list[Asked]:
     """Those of the pictures that can be read, to be captioned or asked about; the others are told of and skipped."""
-    images = CaptionImages(records, model.modalities["image"].tiling)  # type: ignore[arg-type]
+    images = CaptionImages(records, image_of(model).tiling)
     found = (images.sample(i, random.Random(i)) for i in range(len(images)))
     return ask_captions([s for s in found if isinstance(s, ImageTextSample)])
 
@@ -316,6 +310,7 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
     use_feature_cache(model, config, stage.settings)
     task: Task = model
     collate: Collate = model.collate
+    unseen_from = config.data.unseen_pairs
     if stage.name == "self_critical":
         pictures = _training_pictures(model, config.data)
         samples: SceneSamples | CaptionSamples = ReferencedPictures(model, pictures)
@@ -323,9 +318,10 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
         chosen = config.self_critical
         task = SelfCriticalTask(model, captions, draws=chosen.draws, contrast=chosen.contrast)
         collate = list
+        unseen_from = 0  # its loss denies nothing
     else:
         samples = training_data(model, config)
-    with undenied(model, samples, samples=config.data.unseen_pairs, seed=stage.settings.seed):
+    with undenied(model, samples, samples=unseen_from, seed=stage.settings.seed):
         result = train(
             task=task,
             dataset=samples,
@@ -338,7 +334,7 @@ def _run(stage: _Stage, config: CaptioningConfig, model: MultimodalModel, dev: S
             order=training_order(config.data, stage.settings, samples=len(samples)),
             start_counts=stage.name != "initial" or config.start is not None,
         )
-    _image(model).use_cache(None)
+    image_of(model).use_cache(None)
     return result
 
 
@@ -356,7 +352,7 @@ def train_captioning(
     result = _run(first, config, model, _dev_pictures(model, config.data))
     for stage in others:
         if stage.tile_size:
-            _image(model).resize_tiles(stage.tile_size)
+            image_of(model).resize_tiles(stage.tile_size)
         result = _run(stage, config, model, _dev_pictures(model, config.data))
     if model.decoder.sha256() != sha256:
         raise RuntimeError("the frozen decoder's weights have changed; this is a defect of Graft")

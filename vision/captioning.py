@@ -5,17 +5,17 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from multimodal.batch import Sample, Turn
-from multimodal.errors import UserError
 from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_controls
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
+from vision.image_modality import image_of
+from vision.picture import open_picture
 from vision.scene_language import caption, object_f1, question_answer, scene_in_words
 from vision.scenes import AS_DRAWN, Scene, SceneMix, nth_scene, scene_sample
 from vision.tiling import Tiles
@@ -100,7 +100,7 @@ class SceneSamples:
 
     def sample(self, index: int, rng: random.Random) -> Sample:
         picture, scene, _ = scene_sample(index, seed=self.seed, split="train", size=self.size, mix=self.mix)
-        tiles = self.turns.model.modalities["image"].prepare(picture)  # type: ignore[operator]
+        tiles = image_of(self.turns.model).prepare(picture)
         return Sample({"image": (tiles,)}, self.turns.learnt(self._said(scene, rng), rng, share_misread=self.misread))
 
     def text(self, index: int, rng: random.Random) -> tuple[Turn, ...]:
@@ -143,7 +143,7 @@ def ask_scenes(
     captions, questions = [], []
     for index in range(count):
         picture, scene, rng = scene_sample(index, seed=seed, split="held_out", size=size)
-        tiles = model.modalities["image"].prepare(picture)  # type: ignore[operator]
+        tiles = image_of(model).tiling.tile(open_picture(picture))
         name = f"scene {index}"
         captions.append(Asked((tiles,), CAPTION_PROMPT, (caption(scene, rng),), name, scene, picture))
         for _ in range(2):
@@ -161,18 +161,11 @@ def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PR
     return [Asked(s.tiles, s.question or prompt, s.captions, s.id, question=bool(s.question)) for s in samples]
 
 
-def expect_images(model: MultimodalModel, adapter: Path | str) -> None:
-    """Raises UserError unless the model, loaded from `adapter`, reads pictures."""
-    if "image" not in model.modalities:
-        found = ", ".join(model.modalities)
-        raise UserError(f"{adapter}: an adapter for {found}; expected one for images")
-
-
 def answer_all(
     model: MultimodalModel, asked: Sequence[Asked], media_from: Sequence[int | None], *, batch_size: int, **options: Any
 ) -> list[str]:
     """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None."""
-    turns, image = Turns(model), model.modalities["image"]
+    turns, image = Turns(model), image_of(model)
     samples = []
     for one, source in zip(asked, media_from, strict=True):
         shown = tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from multimodal.decoder import FrozenDecoder
 from multimodal.decoder_sizes import DecoderSizes, decoder_sizes
 from multimodal.errors import UserError
 from multimodal.memory import AdapterMemory
+from multimodal.model import MultimodalModel
 from multimodal.train.precision import Precision
 from vision.cross_layers import gate_values, own_columns, split_gates
 from vision.encoder import ImageEncoder, ImageEncoderConfig, ImageFeatures
@@ -187,3 +188,15 @@ class ImageModality(nn.Module):
     def log_values(self) -> dict[str, float]:
         """tanh of each gate; growing gates with a flat loss mean that the learning rate is too high (spec A4.7.5)."""
         return {f"gate.{name}": value for name, value in gate_values(self.adapter).items()}
+
+
+def image_of(model: MultimodalModel) -> ImageModality:
+    """The image modality of a model.
+
+    Raises:
+        UserError: it has none.
+    """
+    if "image" not in model.modalities:
+        found = ", ".join(model.modalities) or "nothing"
+        raise UserError(f"{model.loaded_from or 'the model'}: an adapter for {found}; expected one for images")
+    return cast(ImageModality, model.modalities["image"])

@@ -33,7 +33,7 @@ from multimodal.pretrained import read_tokenizer, write_decoder
 from multimodal.tokenizer import AnyTokenizer
 from multimodal.train.precision import resolve_device
 from multimodal.weight_folder import SHARD_BYTES, Shape, expect_same_tensors, open_weights, write_weights
-from vision.image_modality import ImageConfig
+from vision.image_modality import ImageConfig, image_of
 from vision.mllama_config import (
     NEW_TOKENS,
     as_written,
@@ -86,7 +86,7 @@ def read_mllama(folder: Path, *, numerics: Numerics = "reference", device: str =
     if (file := folder / "generation_config.json").is_file():
         with as_written(file):
             lm.generation_config = GenerationConfig.from_pretrained(folder)
-    _expect_same_pictures(folder, _image(model).tiling)
+    _expect_same_pictures(folder, image_of(model).tiling)
     ours, sizes = tensors_of(model), sizes_of(config, numerics)
     rows = rows_of(sizes)
     with torch.no_grad():
@@ -108,11 +108,11 @@ def write_mllama(model: MultimodalModel, folder: Path, *, shard_bytes: int = SHA
     if others or "image" not in model.modalities:
         raise UserError(f"a model with {', '.join(model.modalities) or 'no adapter'}; expected an image adapter alone")
     lm: Any = model.decoder.lm
-    image: ImageConfig = _image(model).config
+    image: ImageConfig = image_of(model).config
     config: Any = mllama_config(lm, image, dtype=lm.dtype)
     sizes = sizes_of(config, image.encoder.numerics)
     processor = MllamaProcessor(
-        image_processor=_processor(_image(model).tiling),
+        image_processor=_processor(image_of(model).tiling),
         tokenizer=_with_image_token(model.tokenizer, config.text_config.vocab_size),
         chat_template=model.tokenizer.chat_template,
     )
@@ -160,16 +160,12 @@ def join_mllama(adapter: Path, target: Path) -> None:
     write_mllama(model, target)
 
 
-def _image(model: MultimodalModel) -> Any:
-    return model.modalities["image"]
-
-
 def tensors_of(model: MultimodalModel) -> dict[str, Tensor]:
     """All tensors of a model by the names of `vision.mllama_names`; a tied head under its own name too."""
     return {
         **{f"lm.{name}": tensor for name, tensor in model.decoder.lm.state_dict(keep_vars=True).items()},
         "extra_embedding.weight": model.decoder.extra_embedding.weight,
-        **_image(model).state_dict(keep_vars=True),
+        **image_of(model).state_dict(keep_vars=True),
     }
 
 

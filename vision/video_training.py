@@ -27,7 +27,7 @@ from multimodal.unseen_pairs import undenied
 from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig, ImageModality
+from vision.image_modality import EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
@@ -127,9 +127,7 @@ def build_video_model(config: VideoQAConfig) -> MultimodalModel:
         raise UserError(f"{config.image}: an adapter for {kinds}; expected one for images, without video")
     model.add("video", config.video)
     if config.begin == "image":
-        image = model.modalities["image"]
-        assert isinstance(image, ImageModality)
-        _video(model).adapter.begin_as(image.adapter)
+        _video(model).adapter.begin_as(image_of(model).adapter)
     if config.checkpointing:
         model.decoder.enable_gradient_checkpointing()
     if config.cache != "off":
@@ -261,7 +259,7 @@ def train_video_qa(
     _check_rates(config)
     model = build_video_model(config)
     start = model.modalities_sha256()
-    frozen = (model.decoder.sha256(), weights_sha256(model.modalities["image"]))
+    frozen = (model.decoder.sha256(), weights_sha256(image_of(model)))
     early, video, sets = config.pretrain, config.video, clip_sets(config)
     # a fault in them costs no training
     clips, dev = sets.learnt(), _dev_questions(model, config)
@@ -274,7 +272,7 @@ def train_video_qa(
     if simple is not None:
         _stage(config, model, _before(config.simple, config), "simple", simple, {})
     result = _stage(config, model, config.train, "answer", clips, dev)
-    if (model.decoder.sha256(), weights_sha256(model.modalities["image"])) != frozen:
+    if (model.decoder.sha256(), weights_sha256(image_of(model))) != frozen:
         raise RuntimeError("frozen weights have changed; this is a defect of Graft")
     recipe = {START: start} | asdict(config)
     model.save_pretrained(config.run_dir / "adapter", recipe=recipe, metrics=result.metrics)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multimodal.decoder import FrozenDecoder
-from multimodal.loss import IGNORE, FrozenHead, Teacher, frozen_head_loss
+from multimodal.loss import IGNORE, Excluded, FrozenHead, Teacher, frozen_head_loss
 from tests.multimodal.tiny_decoders import FAMILIES, SCALED_FAMILIES, VOCAB, WIDTH, tiny_decoder
 
 
@@ -234,7 +234,9 @@ def test_excluded_tokens_take_no_part_in_the_softmax(chunk: int):
         ]
     ).sum()
     (gradient,) = torch.autograd.grad(expected, hidden)
-    total, count = frozen_head_loss(hidden, targets, head, excluded_NV=excluded, chunk=chunk)
+    total, count = frozen_head_loss(
+        hidden, targets, head, excluded=Excluded(torch.arange(VOCAB), excluded), chunk=chunk
+    )
     total.backward()
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(hidden.grad, gradient)
@@ -251,8 +253,10 @@ def test_positions_with_a_teacher_exclude_nothing():
     excluded = torch.zeros(int(keep.sum()), VOCAB, dtype=torch.bool)
     excluded[(row >= 0)[keep]] = True
     taught, untaught = (
-        frozen_head_loss(hidden, targets, head, teacher=teacher, excluded_NV=e)[0] for e in (excluded, None)
+        frozen_head_loss(hidden, targets, head, teacher=teacher, excluded=e)[0]
+        for e in (Excluded(torch.arange(VOCAB), excluded), None)
     )
     assert torch.equal(taught, untaught)
     excluded[-1, (targets[keep][-1] + 1) % VOCAB] = True  # one position without a teacher
-    assert frozen_head_loss(hidden, targets, head, teacher=teacher, excluded_NV=excluded)[0] < untaught
+    more = Excluded(torch.arange(VOCAB), excluded)
+    assert frozen_head_loss(hidden, targets, head, teacher=teacher, excluded=more)[0] < untaught
