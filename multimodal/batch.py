@@ -113,7 +113,7 @@ class Batch:
         )
 
 
-def length_groups(lengths: Sequence[int], *, least: int = 512) -> list[list[int]]:
+def length_groups(lengths: Sequence[int], *, least: int = 256) -> list[list[int]]:
     """Rows in groups of similar length, so that padding each group to its longest row wastes little.
 
     A group is cut in two where that saves at least `least` padded positions, about what another pass costs.

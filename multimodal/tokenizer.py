@@ -1,6 +1,7 @@
 """The built-in decoder's tokenizer: byte-level BPE with chat tokens, in the format of `transformers`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -48,3 +49,12 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> AnyTokenizer:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def pieces_of(tokenizer: AnyTokenizer, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it; "" for one that completes no letter yet.
+
+    Decoded alone, a token of SentencePiece loses the space before it, and part of a letter is no text at all.
+    """
+    texts = [str(tokenizer.decode(ids[:end])).rstrip("\ufffd") for end in range(len(ids) + 1)]
+    return [after[len(before) :] for before, after in pairwise(texts)]

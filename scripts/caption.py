@@ -34,6 +34,9 @@ class Config:
     """Accept a decoder whose weights differ from those that the adapter was trained on."""
     prompt: str = CAPTION_PROMPT
     """What to ask of each picture."""
+    describe_with: str = ""
+    """Prompt for a description of the picture from which alone the answer is then made, such as "Describe everything in
+    the image."; empty: answer at the picture."""
     beams: int = 3
     """Beam search width; 1 = greedy."""
     sample: bool = False
@@ -55,6 +58,8 @@ class Config:
             raise UserError(f"--temperature {self.temperature}: expected more than 0")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p}: expected more than 0, at most 1")
+        if self.describe_with and self.attention is not None:
+            raise UserError("--attention with --describe-with: answers from a description look at no picture")
 
 
 def main() -> None:
@@ -71,7 +76,14 @@ def main() -> None:
         options |= {"num_beams": config.beams}
     lines: list[str] = []
     broken = 0
-    said = caption_pictures(model, pictures, prompt=config.prompt, batch_size=config.batch_size, **options)
+    said = caption_pictures(
+        model,
+        pictures,
+        prompt=config.prompt,
+        batch_size=config.batch_size,
+        describe_with=config.describe_with,
+        **options,
+    )
     try:
         for i, found in said:
             if isinstance(found, UserError):

@@ -15,7 +15,7 @@ from multimodal.text_proof import decoder_proof
 from multimodal.train.logging import peak_memory_mb
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_training import CaptioningConfig, train_captioning
-from vision.captioning import ask_scenes, evaluate_with_controls
+from vision.captioning import DETAIL_PROMPT, ask_scenes, evaluate_with_controls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ def main() -> None:
     evaluations = [
         evaluate_with_controls(model, captions, max_new_tokens=64, seed=config.train.seed),
         evaluate_with_controls(model, questions, max_new_tokens=8, seed=config.train.seed),
+        evaluate_with_controls(model, questions, describe_with=DETAIL_PROMPT, max_new_tokens=8, seed=config.train.seed),
     ]
     for evaluation in evaluations:
         print(evaluation)

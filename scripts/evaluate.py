@@ -19,7 +19,7 @@ from vision.caption_data import read_captions
 from vision.caption_report import caption_cards, caption_report
 from vision.caption_tables import Columns
 from vision.caption_training import SCENES, ask_pictures
-from vision.captioning import ask_scenes, evaluate_both
+from vision.captioning import DESCRIBED, ask_scenes, evaluate_both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,9 @@ class Config:
     """Beam search width; 1 = greedy."""
     length_penalty: float = 1.0
     max_new_tokens: int = 40
+    describe_with: str = ""
+    """Prompt for a description of the picture from which alone questions are answered, too; empty: only at the
+    picture."""
     batch_size: int = 32
     cards: int = 20
     """Pictures shown in the report, chosen by the seed."""
@@ -85,12 +88,15 @@ def main() -> None:
         asked, pictures = ask_pictures(model, records), {record.id: record.image for record in records}
         if not asked:
             raise UserError(f"{config.source}: no readable picture in split {config.split}")
-    evaluations = evaluate_both(model, asked, **options)
+    evaluations = evaluate_both(model, asked, describe_with=config.describe_with, **options)
     metrics = {name: value for e in evaluations for name, value in e.metrics().items()}
     facts = {"beams": config.beams, "seed": config.seed, "pictures": len(evaluations[0].samples)}
     write_json(config.run_dir / "metrics.json", metrics | facts)
     lines = (
-        json.dumps({"image": one.source, "prompt": one.prompt, "text": text}, ensure_ascii=False)
+        json.dumps(
+            {"image": one.source, "prompt": one.prompt, "text": text, "described": DESCRIBED in evaluation.scores},
+            ensure_ascii=False,
+        )
         for evaluation in evaluations
         for one, text in zip(evaluation.samples, evaluation.predictions, strict=True)
     )

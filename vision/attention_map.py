@@ -24,10 +24,10 @@ _GAP = 8
 
 
 def merge_tokens(pieces: Sequence[str], weights_TS: Tensor) -> tuple[list[str], Tensor]:
-    """Join sub-word tokens into words: a piece that begins with a space (or its byte-level stand-ins) begins a word.
+    """Join sub-word tokens into words: a piece that begins with a space begins a word.
 
     Args:
-        pieces: one text per token, e.g. `tokenizer.decode([id])`; punctuation stays with the word before it.
+        pieces: one text per token, of `multimodal.tokenizer.pieces_of`; punctuation stays with the word before it.
         weights_TS: one row per token.
 
     Returns: the words, and for each the mean of its tokens' rows.
@@ -37,10 +37,10 @@ def merge_tokens(pieces: Sequence[str], weights_TS: Tensor) -> tuple[list[str], 
     words: list[str] = []
     rows: list[list[Tensor]] = []
     for piece, row in zip(pieces, weights_TS, strict=True):
-        if not rows or piece[:1] in (" ", "Ġ", "▁", "\n"):
+        if not rows or piece[:1] in (" ", "\n"):
             words.append("")
             rows.append([])
-        words[-1] += piece.strip(" Ġ▁\n")
+        words[-1] += piece.strip(" \n")
         rows[-1].append(row)
     if not rows:
         return [], weights_TS

@@ -12,12 +12,15 @@ from multimodal.batch import Sample, Turn
 from multimodal.errors import UserError
 from multimodal.files import find_files
 from multimodal.model import MultimodalModel
+from multimodal.tokenizer import pieces_of
 from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.captioning import CAPTION_PROMPT
+from vision.described_answers import answer_from, describe
 from vision.encoder import ImageEncoder
 from vision.image_modality import image_of
 from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
+from vision.tiling import Tiles
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:
@@ -35,20 +38,30 @@ def caption_pictures(
     *,
     prompt: str = CAPTION_PROMPT,
     batch_size: int = 16,
+    describe_with: str = "",
     **options: Any,
 ) -> Iterator[tuple[int, str | UserError]]:
-    """Yields (position, caption) in order; for a picture that cannot be read the error instead of a caption."""
-    modality, turn = image_of(model), Turns(model)(prompt, None)
+    """Yields (position, caption) in order; for a picture that cannot be read the error instead of a caption.
+
+    With a prompt to `describe_with` the picture is described first, and `prompt` answered from that alone.
+    """
+    tiling, turn = image_of(model).tiling, Turns(model)(prompt, None)
     for start in range(0, len(pictures), batch_size):
-        ready: list[tuple[int, Sample]] = []
+        ready: dict[int, tuple[Tiles]] = {}
         broken: dict[int, UserError] = {}
         for i, picture in enumerate(pictures[start : start + batch_size], start):
             try:
-                ready.append((i, Sample({"image": (modality.prepare(picture),)}, (turn,))))
+                ready[i] = (tiling.tile(open_picture(picture)),)
             except UserError as error:
                 broken[i] = error
-        texts = model.generate([sample for _, sample in ready], **options) if ready else []
-        done: dict[int, str | UserError] = dict(zip((i for i, _ in ready), texts, strict=True)) | broken
+        shown = list(ready.values())
+        if describe_with and shown:
+            said = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
+            texts = answer_from(model, said, [prompt] * len(said), batch_size=batch_size, **options)
+        else:
+            samples = [Sample({"image": pictures}, (turn,)) for pictures in shown]
+            texts = model.generate(samples, **options) if samples else []
+        done: dict[int, str | UserError] = dict(zip(ready, texts, strict=True)) | broken
         yield from sorted(done.items())
 
 
@@ -71,8 +84,7 @@ def attention_picture(
     with record_cross_attention(model.decoder.adapters["image"].layers.values()) as looks:  # type: ignore[union-attr, arg-type]
         model.decoder.hidden(batch.input_ids, batch.attention_mask, memory=model.memory(batch))
     weights_TS = torch.stack(looks).mean(0)[0, len(turn.prompt) - 1 :][: len(ids)].float().cpu()
-    pieces = [model.tokenizer.decode([token]) for token in ids]
-    words, weights_WS = merge_tokens([str(piece) for piece in pieces], weights_TS)
+    words, weights_WS = merge_tokens(pieces_of(model.tokenizer, ids), weights_TS)
     heat = attention_heat(weights_WS, grid=tiles.grid, patches_per_side=side, before=before)
     rows, columns = tiles.grid
     fitted = modality.tiling.fit(*rgb.size)

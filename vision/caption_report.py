@@ -7,12 +7,13 @@ from multimodal.metrics import Evaluation, normalise_answer
 from multimodal.model import MultimodalModel
 from multimodal.report import Answer, Card, DecoderProof, Headline, Report, RunFacts, ScoreRow, image_media
 from vision.caption_pictures import attention_picture
-from vision.captioning import Asked
+from vision.captioning import DESCRIBED, Asked
 from vision.picture import PictureSource, open_picture
 
 LABELS = {
     "object_f1": "objects named in the caption, F1 of (colour, shape)",
     "qa_accuracy": "questions answered exactly",
+    DESCRIBED: "questions answered exactly from the model's own description",
     "cider_d": "CIDEr-D",
     "bleu4": "BLEU-4",
 }
@@ -35,7 +36,12 @@ def caption_cards(
         asked, said = captions.samples[i], captions.predictions[i]
         picture = asked.picture or open_picture(pictures[asked.source])
         answers = tuple(
-            Answer(q.prompt, text, q.references[0], normalise_answer(text) == normalise_answer(q.references[0]))
+            Answer(
+                q.prompt + (" (from its description)" if DESCRIBED in evaluation.scores else ""),
+                text,
+                q.references[0],
+                normalise_answer(text) == normalise_answer(q.references[0]),
+            )
             for evaluation in others
             for q, text in zip(evaluation.samples, evaluation.predictions, strict=True)
             if q.source == asked.source

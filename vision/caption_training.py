@@ -70,8 +70,8 @@ class DataConfig:
     """Which of the built-in training scenes are made easier."""
     questions: int = 3
     """Questions about a built-in scene learnt in one step."""
-    details: int = 0
-    """Full descriptions of a built-in scene learnt in one step."""
+    inventory: bool = False
+    """Learn a full description of a built-in scene too."""
     misread: float = 0.0
     """Share of the words already said that the decoder reads wrong in training, so that pictures are looked at."""
     unseen_pairs: int = 0
@@ -83,7 +83,6 @@ class DataConfig:
         counts = {
             "dev_count": self.dev_count,
             "questions": self.questions,
-            "details": self.details,
             "limit": self.limit,
             "unseen_pairs": self.unseen_pairs,
         }
@@ -197,7 +196,7 @@ def training_data(model: MultimodalModel, config: CaptioningConfig) -> SceneSamp
             size=data.scene_size,
             seed=config.train.seed,
             questions=data.questions,
-            details=data.details,
+            inventory=data.inventory,
             mix=data.mix,
             misread=data.misread,
         )
@@ -348,6 +347,9 @@ def train_captioning(
     """
     first, *others = _stages(config)
     model = build_model(config)
+    for stage in others:
+        if stage.tile_size:
+            image_of(model).expect_tile_size(stage.tile_size)
     sha256, start = model.decoder.sha256(), model.modalities_sha256()
     result = _run(first, config, model, _dev_pictures(model, config.data))
     for stage in others:

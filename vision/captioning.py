@@ -1,10 +1,9 @@
 """What an image adapter is trained and judged on: captions of pictures, and questions about them."""
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from PIL import Image
@@ -14,14 +13,17 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
+from vision.described_answers import answer_from, describe, looks_of
 from vision.image_modality import image_of
 from vision.picture import open_picture
-from vision.scene_language import caption, object_f1, question_answer, scene_in_words
+from vision.scene_language import caption, inventory, object_f1, question_answer
 from vision.scenes import AS_DRAWN, Scene, SceneMix, nth_scene, scene_sample
 from vision.tiling import Tiles
 
 CAPTION_PROMPT = "Describe the image."
 DETAIL_PROMPT = "Describe everything in the image."
+DESCRIBED = "qa_accuracy_described"
+"""Score of answers from descriptions."""
 
 
 class CaptionSamples:
@@ -67,14 +69,14 @@ class CaptionSamples:
 
 
 class SceneSamples:
-    """Built-in scenes as training samples: one caption, some full descriptions, and some questions about each.
+    """Built-in scenes as training samples: one caption, some questions, perhaps a full description of each.
 
     Args:
         count: scenes in an epoch.
         size: pixels, as in `scene_sample`.
         seed: of the scenes.
         questions: turns of each scene besides its caption.
-        details: turns that say everything: all sizes, colours, shapes and places, where a question asks for one.
+        inventory: a turn that says everything: all sizes, colours, shapes and places, where a question asks for one.
         mix: what share of the scenes is made easier.
         misread: as in `CaptionSamples`.
     """
@@ -87,12 +89,12 @@ class SceneSamples:
         size: int | tuple[int, int],
         seed: int,
         questions: int,
-        details: int = 0,
+        inventory: bool = False,
         mix: SceneMix = AS_DRAWN,
         misread: float = 0.0,
     ) -> None:
         self.count, self.size, self.seed = count, size, seed
-        self.questions, self.details, self.mix, self.misread = questions, details, mix, misread
+        self.questions, self.inventory, self.mix, self.misread = questions, inventory, mix, misread
         self.turns = Turns(model)
 
     def __len__(self) -> int:
@@ -110,7 +112,7 @@ class SceneSamples:
 
     def _said(self, scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
         said = [(CAPTION_PROMPT, caption(scene, rng))]
-        said += [(DETAIL_PROMPT, scene_in_words(scene, rng)) for _ in range(self.details)]
+        said += [(DETAIL_PROMPT, inventory(scene))] if self.inventory else []
         return said + [question_answer(scene, rng) for _ in range(self.questions)]
 
 
@@ -131,9 +133,7 @@ class Asked:
 
     @cached_property
     def looks(self) -> str:
-        """Equal where the pictures look alike, whichever records they are from."""
-        pixels = (tiles.pixels.numpy().tobytes() for tiles in self.images)
-        return hashlib.sha256(b"".join(pixels)).hexdigest()
+        return looks_of(self.images)
 
 
 def ask_scenes(
@@ -162,14 +162,30 @@ def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PR
 
 
 def answer_all(
-    model: MultimodalModel, asked: Sequence[Asked], media_from: Sequence[int | None], *, batch_size: int, **options: Any
+    model: MultimodalModel,
+    asked: Sequence[Asked],
+    media_from: Sequence[int | None],
+    *,
+    batch_size: int,
+    describe_with: str = "",
+    **options: Any,
 ) -> list[str]:
-    """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None."""
+    """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None.
+
+    With a prompt to `describe_with` it describes them first, and answers from that alone (`vision.described_answers`).
+    """
     turns, image = Turns(model), image_of(model)
-    samples = []
-    for one, source in zip(asked, media_from, strict=True):
-        shown = tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
-        samples.append(Sample({"image": shown}, (turns(one.prompt, None, media=len(shown)),)))
+    shown: list[tuple[Tiles, ...]] = [
+        tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
+        for one, source in zip(asked, media_from, strict=True)
+    ]
+    if describe_with:
+        descriptions = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
+        return answer_from(model, descriptions, [one.prompt for one in asked], batch_size=batch_size, **options)
+    samples = [
+        Sample({"image": pictures}, (turns(one.prompt, None, media=len(pictures)),))
+        for one, pictures in zip(asked, shown, strict=True)
+    ]
     return model.generate_all(samples, batch_size=batch_size, **options)
 
 
@@ -180,8 +196,8 @@ def _score_captions(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, fl
     return scores | ({"object_f1": object_f1(texts, scenes)} if len(scenes) == len(texts) else {})
 
 
-def _score_answers(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, float]:
-    return {"qa_accuracy": exact_match(texts, [one.references for one in asked])}
+def _score_answers(texts: list[str], asked: Sequence[Asked], *, name: str = "qa_accuracy") -> Mapping[str, float]:
+    return {name: exact_match(texts, [one.references for one in asked])}
 
 
 def evaluate_with_controls(
@@ -190,20 +206,27 @@ def evaluate_with_controls(
     *,
     seed: int = 0,
     batch_size: int = 64,
+    describe_with: str = "",
     **options: Any,
 ) -> Evaluation[Asked]:
     """Captions (CIDEr-D, BLEU-4, object F1 on scenes) or answers (exact match), each beside its two controls.
 
-    The controls show the model another sample's picture, and a blank one. Options are those of `generate`.
+    The controls show the model another sample's picture, and a blank one. Options are those of `generate`; with a
+    prompt to `describe_with` answers come from descriptions, as in `answer_all`.
 
     Raises:
-        ValueError: captions and answers together.
+        ValueError: captions and answers together, or captions from descriptions.
     """
     if len({one.question for one in asked}) > 1:
         raise ValueError("captions and answers have scores of their own; expected one or the other")
+    answers = bool(asked) and asked[0].question
+    if describe_with and not answers:
+        raise ValueError("captions are descriptions themselves; expected questions to answer from descriptions")
+    score = partial(_score_answers, name=DESCRIBED) if describe_with else _score_answers
+    options["describe_with"] = describe_with
     model.eval()
     return with_controls(
-        _score_answers if asked and asked[0].question else _score_captions,
+        score if answers else _score_captions,
         lambda samples, media_from: answer_all(model, samples, media_from, batch_size=batch_size, **options),
         asked,
         random.Random(f"controls/{seed}"),
@@ -217,6 +240,14 @@ def captions_and_questions(asked: Sequence[Asked]) -> list[list[Asked]]:
     return [part for part in parts if part]
 
 
-def evaluate_both(model: MultimodalModel, asked: Sequence[Asked], **options: Any) -> list[Evaluation[Asked]]:
-    """`evaluate_with_controls` of the captions and of the answers."""
-    return [evaluate_with_controls(model, part, **options) for part in captions_and_questions(asked)]
+def evaluate_both(
+    model: MultimodalModel, asked: Sequence[Asked], *, describe_with: str = "", **options: Any
+) -> list[Evaluation[Asked]]:
+    """`evaluate_with_controls` of the captions and of the answers, with a prompt to `describe_with` also of those from
+    descriptions.
+    """
+    parts = captions_and_questions(asked)
+    found = [evaluate_with_controls(model, part, **options) for part in parts]
+    if describe_with and parts and parts[-1][0].question:
+        found.append(evaluate_with_controls(model, parts[-1], describe_with=describe_with, **options))
+    return found

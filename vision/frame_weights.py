@@ -16,6 +16,7 @@ from multimodal.attention_weights import record_cross_attention
 from multimodal.batch import Sample
 from multimodal.messages import Message
 from multimodal.model import MultimodalModel
+from multimodal.tokenizer import pieces_of
 from vision.attention_map import merge_tokens
 from vision.clip_frames import ClipFrames
 from vision.temporal_aggregator import ResamplerLayer
@@ -61,8 +62,7 @@ def word_frame_weights(model: MultimodalModel, messages: list[Message], answer: 
         model.decoder.hidden(batch.input_ids, batch.attention_mask, memory=memory, inserted=model.inserted(batch))
     first = batch.input_ids.shape[1] - len(turn.answer) - 1
     weights_TS = torch.stack(looks).mean(0)[0, first:][: len(ids)].float().cpu()
-    pieces = [str(model.tokenizer.decode([token])) for token in ids]
-    words, weights_WS = merge_tokens(pieces, weights_TS)
+    words, weights_WS = merge_tokens(pieces_of(model.tokenizer, ids), weights_TS)
     read_MQP = torch.stack(reads).mean(0).float().cpu()
     return words, _by_frame(weights_WS, read_MQP, clips, modality)
 

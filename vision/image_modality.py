@@ -122,14 +122,22 @@ class ImageModality(nn.Module):
             std=self.encoder.pixel_std,
         )
 
+    def expect_tile_size(self, tile_size: int) -> None:
+        """Raises UserError unless `resize_tiles` can go on at it: not below this one, and with Graft's own encoder."""
+        if not isinstance(self.encoder, ImageEncoder):
+            raise UserError(f"tile size {tile_size}: the tile size of {self.config.encoder.name} is fixed")
+        if tile_size < self.encoder.tile_size:
+            raise UserError(f"tile size {tile_size}: expected {self.encoder.tile_size}, as it is now, or more")
+        replace(self.encoder.config, tile_size=tile_size)  # it refuses what no patches fit into
+
     def resize_tiles(self, tile_size: int) -> None:
         """Go on at another tile size (annealing at higher resolution, spec A4.6); positions are interpolated.
 
         Raises:
-            UserError: the encoder is not Graft's own.
+            UserError: as `expect_tile_size`.
         """
-        if not isinstance(self.encoder, ImageEncoder):
-            raise UserError(f"tile size {tile_size}: the tile size of {self.config.encoder.name} is fixed")
+        self.expect_tile_size(tile_size)
+        assert isinstance(self.encoder, ImageEncoder)
         self.encoder = self.encoder.resized(tile_size)
         self.config = replace(self.config, encoder=replace(self.config.encoder, tile_size=tile_size))
         self.tiling = self._tiling()

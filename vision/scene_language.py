@@ -65,6 +65,17 @@ def scene_in_words(scene: Scene, rng: random.Random) -> str:
     return ("scene: " + "; ".join(parts)) if form < 2 else ("the scene has " + ", ".join(parts)) + "."
 
 
+def inventory(scene: Scene) -> str:
+    """Everything the scene shows in one wording of `scene_in_words` and in reading order: each word follows from the
+    picture and the words before it, and none is left to chance.
+    """
+    things = sorted(scene.objects, key=lambda thing: (thing.row, thing.column))
+    parts = [f"{thing.position}: {_name(thing, sized=True)}" for thing in things]
+    if scene.text is not None:
+        parts.insert(0 if scene.text_place == "above" else len(parts), f"{_text_noun(scene.text)} {scene.text_place}")
+    return "scene: " + "; ".join(parts)
+
+
 def named_objects(text: str) -> Counter[Pair]:
     """Count the (colour, shape) pairs that a caption names. "the red star" points back and adds no second one."""
     found: Counter[Pair] = Counter()

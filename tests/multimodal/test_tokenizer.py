@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from multimodal.tokenizer import BEGIN, END_OF_TURN, PAD, PAUSE, ROLES, train_tokenizer
+from multimodal.tokenizer import BEGIN, END_OF_TURN, PAD, PAUSE, ROLES, pieces_of, train_tokenizer
 from tests.multimodal.tiny_tokenizers import TEXTS, builtin_tokenizer
 
 # On a busy machine time says nothing.
@@ -101,3 +102,24 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
     assert sorted(loaded.all_special_ids) == sorted(tokenizer.all_special_ids)
     assert loaded.padding_side == "left"
     assert loaded.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(chat, tokenize=False)
+
+
+def test_pieces_of_sentencepiece_keep_the_space_that_a_token_alone_loses() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    texts = ["a dog runs to the dogs."]
+    tokenizer.train_from_iterator(texts * 3, trainers.BpeTrainer(vocab_size=24, show_progress=False))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    ids = fast.encode(texts[0])
+    assert not any(fast.decode([token]).startswith(" ") for token in ids)
+    pieces = pieces_of(fast, ids)
+    assert len(pieces) == len(ids) > 6 and "".join(pieces) == texts[0]
+    assert sum(piece.startswith(" ") for piece in pieces) == 5
+
+
+def test_pieces_of_letters_in_several_tokens_come_whole() -> None:
+    ids = encode("日本 fox")
+    assert len(ids) > 5, "three bytes a letter"
+    pieces = pieces_of(builtin_tokenizer(), ids)
+    assert "".join(pieces) == " 日本 fox" and not any("\ufffd" in piece for piece in pieces)
+    assert [piece for piece in pieces if piece][1:3] == ["日", "本"] or [p for p in pieces if p][:2] == [" 日", "本"]

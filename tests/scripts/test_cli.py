@@ -267,7 +267,11 @@ def test_the_demo_writes_every_number(cli: Cli, recipe: Path, tmp_path: Path) ->
     ended = cli("demo", "--config", recipe, "--run-dir", tmp_path / "d", *flags)
     assert ended.status == 0, ended
     metrics = json.loads((tmp_path / "d" / "metrics.json").read_text())
-    scores = {f"{name}{control}" for name in ("object_f1", "qa_accuracy") for control in ("", "_shuffled", "_blank")}
+    scores = {
+        f"{name}{control}"
+        for name in ("object_f1", "qa_accuracy", "qa_accuracy_described")
+        for control in ("", "_shuffled", "_blank")
+    }
     assert scores | {"train_seconds", "samples_per_second", "peak_memory_mb"} <= metrics.keys()
     assert metrics["text_logits_max_abs_diff"] == 0
     assert metrics["decoder_sha256_before"] == metrics["decoder_sha256_after"]

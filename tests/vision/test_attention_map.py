@@ -29,18 +29,10 @@ def test_heat_refuses_weights_of_another_grid() -> None:
         attention_heat(torch.zeros(3, 17), grid=(1, 2), patches_per_side=4)
 
 
-@pytest.mark.parametrize(
-    ("pieces", "words"),
-    [
-        (["a", " d", "og", " run", "s", "."], ["a", "dog", "runs."]),
-        (["Ġa", "Ġd", "og", "Ġrun", "s", "."], ["a", "dog", "runs."]),
-        (["▁a", "▁d", "og", "▁run", "s", "."], ["a", "dog", "runs."]),
-    ],
-)
-def test_subwords_merge_to_the_mean_of_their_rows(pieces: list[str], words: list[str]) -> None:
+def test_subwords_merge_to_the_mean_of_their_rows() -> None:
     weights = torch.rand(6, 5)
-    merged, rows = merge_tokens(pieces, weights)
-    assert merged == words
+    merged, rows = merge_tokens(["a", " d", "og", " run", "s", "."], weights)
+    assert merged == ["a", "dog", "runs."]
     torch.testing.assert_close(rows, torch.stack([weights[0], weights[1:3].mean(0), weights[3:].mean(0)]))
 
 

@@ -105,6 +105,18 @@ def test_both_stages_train_measure_and_save(config: CaptioningConfig) -> None:
     assert not torch.equal(logits(again, size=24), logits(plain)) and again.decoder.sha256() == plain.decoder.sha256()
 
 
+@pytest.mark.parametrize(
+    ("tile_size", "complaint"),
+    [(TILE // 2, f"expected {TILE}, as it is now, or more"), (TILE + 1, "is not a multiple of patch_size")],
+)
+def test_a_tile_size_to_anneal_at_that_does_not_fit_costs_no_training(
+    config: CaptioningConfig, tile_size: int, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train_captioning(replace(config, anneal=AnnealConfig(steps=1, tile_size=tile_size)))
+    assert not (config.run_dir / "initial").exists()
+
+
 def test_the_last_stage_learns_from_captions_that_it_draws(config: CaptioningConfig) -> None:
     settings = replace(
         config,

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from vision.scene_language import (
     KINDS,
     NUMBERS,
     caption,
+    inventory,
     named_objects,
     object_f1,
     question_answer,
@@ -102,7 +104,7 @@ def test_vocabulary_is_small() -> None:
 def test_scene_in_words_states_everything() -> None:
     rng = random.Random(0)
     for scene in many("any", 2000):
-        text = scene_in_words(scene, rng)
+        text = rng.choice((inventory(scene), scene_in_words(scene, rng)))
         stated = []
         names = rf"({'|'.join(SIZES)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
         places = "|".join(sorted(PLACES, key=len, reverse=True))
@@ -113,6 +115,17 @@ def test_scene_in_words_states_everything() -> None:
         assert Counter(stated) == Counter((t.size, t.colour, t.shape, t.position) for t in scene.objects), text
         written = re.findall(r"the (?:word|number) (\w+) (above|below)", text)
         assert written == ([] if scene.text is None else [(scene.text, scene.text_place)])
+
+
+def test_an_inventory_goes_in_reading_order_and_leaves_nothing_to_chance() -> None:
+    for scene in many("any", 300):
+        text = inventory(scene)
+        assert text == inventory(replace(scene, objects=scene.objects[::-1]))
+        said = [part.split(": ")[0] for part in text.removeprefix("scene: ").split("; ") if ": " in part]
+        assert said == sorted(said, key=PLACES.index) and len(said) == len(scene.objects)
+        parts = text.removeprefix("scene: ").split("; ")
+        at = {"above": 0, "below": -1}[scene.text_place]
+        assert scene.text is None or parts[at].endswith(f" {scene.text} {scene.text_place}")
 
 
 def test_answers_are_true_and_unambiguous() -> None:

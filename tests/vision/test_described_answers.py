@@ -1,0 +1,108 @@
+"""Answers from descriptions: what is described, what is answered from, and that controls reach both steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from multimodal.batch import Sample
+from multimodal.errors import UserError
+from multimodal.model import MultimodalModel
+from tests.tiny_models import TILE, picture, tiny_model
+from vision.caption_pictures import caption_pictures
+from vision.captioning import DESCRIBED, DETAIL_PROMPT, Asked, answer_all, ask_scenes, evaluate_both
+from vision.captioning import evaluate_with_controls as evaluate
+from vision.described_answers import answer_from, describe
+from vision.image_modality import image_of
+from vision.picture import PictureSource
+
+
+@pytest.fixture
+def model() -> MultimodalModel:
+    return tiny_model()
+
+
+class Painter:
+    """Stands in for `generate`: describes pictures by their mean, answers texts with what they begin with."""
+
+    def __init__(self, model: MultimodalModel) -> None:
+        self.model = model
+        self.described: list[torch.Tensor] = []
+        self.read: list[str] = []
+        self.options: list[dict[str, Any]] = []
+
+    def __call__(self, samples: Sequence[Sample], **options: Any) -> list[str]:
+        self.options.append(options)
+        return [self._say(sample) for sample in samples]
+
+    def _say(self, sample: Sample) -> str:
+        ids = [i for i in sample.turns[0].prompt if i < self.model.decoder.vocab_size]
+        if sample.media:
+            self.described.append(sample.media["image"][0].pixels)
+            return f"{self.described[-1].mean():.3f}"
+        self.read.append(str(self.model.tokenizer.decode(ids, skip_special_tokens=True)).strip())
+        return self.read[-1].split("\n")[0]
+
+
+@pytest.fixture
+def painter(model: MultimodalModel, monkeypatch: pytest.MonkeyPatch) -> Painter:
+    painter = Painter(model)
+    monkeypatch.setattr(model, "generate", painter)
+    return painter
+
+
+def asked_about(model: MultimodalModel, numbers: Sequence[int]) -> list[Asked]:
+    tiles = {i: image_of(model).tiling.tile(picture(seed=i)) for i in set(numbers)}
+    return [
+        Asked((tiles[i],), f"Question {at}?", ("a",), f"picture {i}", question=True) for at, i in enumerate(numbers)
+    ]
+
+
+def test_each_question_is_answered_from_the_description_of_the_picture_shown(
+    model: MultimodalModel, painter: Painter
+) -> None:
+    asked = asked_about(model, [0, 0, 1, 2])
+    means = [f"{one.images[0].pixels.mean():.3f}" for one in asked]
+    found = answer_all(model, asked, [0, 1, 3, None], batch_size=2, describe_with="Say all.", max_new_tokens=5)
+    shown = [means[0], means[0], means[3], "0.000"]
+    assert found == shown
+    assert painter.read == [f"{mean}\nQuestion {at}?" for at, mean in enumerate(shown)]
+    assert len(painter.described) == 3, "pictures that look alike are described once"
+    budgets = [options["max_new_tokens"] for options in painter.options]
+    assert budgets[-1] == 5 and budgets[0] > 40, "descriptions are longer than answers"
+
+
+def test_answers_are_those_of_the_bare_decoder_to_the_text(model: MultimodalModel) -> None:
+    texts = ["a red circle on the left", "two blue stars"]
+    found = answer_from(model, texts, ["What is red?", "How many?"], batch_size=1, max_new_tokens=6)
+    messages = [f"{text}\n{question}" for text, question in zip(texts, ("What is red?", "How many?"), strict=True)]
+    assert found == [model.chat([{"role": "user", "content": text}], max_new_tokens=6) for text in messages]
+    tiles = image_of(model).tiling.tile(picture())
+    alone = describe(model, [(tiles,)], prompt="Say all.", batch_size=4)
+    assert describe(model, [(tiles,), (tiles,)], prompt="Say all.", batch_size=4) == alone * 2
+
+
+def test_both_ways_are_scored_each_with_its_controls(model: MultimodalModel, painter: Painter) -> None:
+    captions, questions = ask_scenes(model, count=3, size=TILE, seed=2)
+    found = evaluate_both(model, [*captions, *questions], describe_with=DETAIL_PROMPT)
+    assert [set(one.scores) for one in found[1:]] == [{"qa_accuracy"}, {DESCRIBED}]
+    own = [f"{one.images[0].pixels.mean():.3f}" for one in questions]
+    assert found[2].predictions == own and set(found[2].blank) == {"0.000"}
+    assert all(a != b for a, b in zip(found[2].shuffled, own, strict=True))
+    assert [set(one.scores) for one in evaluate_both(model, captions, describe_with="Say all.")] == [
+        {"cider_d", "bleu4", "object_f1"}
+    ]
+    with pytest.raises(ValueError, match="questions to answer from descriptions"):
+        evaluate(model, captions, describe_with="Say all.")
+
+
+def test_pictures_of_ones_own_are_described_first_and_broken_ones_passed_by(
+    model: MultimodalModel, painter: Painter, tmp_path: Any
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no")
+    pictures: list[PictureSource] = [picture(seed=1), tmp_path / "broken.png", picture(seed=2)]
+    found = dict(caption_pictures(model, pictures, prompt="Which?", describe_with="Say all.", batch_size=2))
+    assert isinstance(found[1], UserError)
+    assert [text.split("\n")[1] for text in painter.read] == ["Which?", "Which?"]
+    assert [found[0], found[2]] == [text.split("\n")[0] for text in painter.read] and found[0] != found[2]
