@@ -16,7 +16,7 @@ from multimodal.tokenizer import pieces_of
 from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.captioning import CAPTION_PROMPT
-from vision.described_answers import answer_from, describe
+from vision.described_answers import answer_described
 from vision.encoder import ImageEncoder
 from vision.image_modality import image_of
 from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
@@ -56,8 +56,8 @@ def caption_pictures(
                 broken[i] = error
         shown = list(ready.values())
         if describe_with and shown:
-            said = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
-            texts = answer_from(model, said, [prompt] * len(said), batch_size=batch_size, **options)
+            settings = options | {"describe_with": describe_with, "batch_size": batch_size}
+            texts = answer_described(model, shown, [prompt] * len(shown), **settings)
         else:
             samples = [Sample({"image": pictures}, (turn,)) for pictures in shown]
             texts = model.generate(samples, **options) if samples else []

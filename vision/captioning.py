@@ -13,7 +13,7 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
-from vision.described_answers import answer_from, describe, looks_of
+from vision.described_answers import answer_described, looks_of
 from vision.image_modality import image_of
 from vision.picture import open_picture
 from vision.scene_language import caption, inventory, object_f1, question_answer
@@ -180,8 +180,8 @@ def answer_all(
         for one, source in zip(asked, media_from, strict=True)
     ]
     if describe_with:
-        descriptions = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
-        return answer_from(model, descriptions, [one.prompt for one in asked], batch_size=batch_size, **options)
+        settings = options | {"describe_with": describe_with, "batch_size": batch_size}
+        return answer_described(model, shown, [one.prompt for one in asked], **settings)
     samples = [
         Sample({"image": pictures}, (turns(one.prompt, None, media=len(pictures)),))
         for one, pictures in zip(asked, shown, strict=True)

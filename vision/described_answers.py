@@ -26,6 +26,23 @@ def looks_of(pictures: Sequence[Tiles]) -> str:
     return seen.hexdigest()
 
 
+def answer_described(
+    model: MultimodalModel,
+    shown: Sequence[tuple[Tiles, ...]],
+    questions: Sequence[str],
+    *,
+    describe_with: str,
+    batch_size: int,
+    **options: Any,
+) -> list[str]:
+    """Answers to questions, each from what the model says of one entry of `shown` when asked `describe_with`.
+
+    Options are those of `generate`.
+    """
+    said = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
+    return answer_from(model, said, questions, batch_size=batch_size, **options)
+
+
 def describe(
     model: MultimodalModel, shown: Sequence[tuple[Tiles, ...]], *, prompt: str, batch_size: int, **options: Any
 ) -> list[str]:
