@@ -349,7 +349,7 @@ def train_captioning(
     model = build_model(config)
     for stage in others:
         if stage.tile_size:
-            image_of(model).expect_tile_size(stage.tile_size)
+            image_of(model).expect_resizable(stage.tile_size)
     sha256, start = model.decoder.sha256(), model.modalities_sha256()
     result = _run(first, config, model, _dev_pictures(model, config.data))
     for stage in others:

@@ -13,7 +13,7 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
-from vision.described_answers import answer_described, looks_of
+from vision.described_answers import Describe, answer_from, describer, looks_of
 from vision.image_modality import image_of
 from vision.picture import open_picture
 from vision.scene_language import caption, inventory, object_f1, question_answer
@@ -167,21 +167,20 @@ def answer_all(
     media_from: Sequence[int | None],
     *,
     batch_size: int,
-    describe_with: str = "",
+    describe: Describe | None = None,
     **options: Any,
 ) -> list[str]:
     """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None.
 
-    With a prompt to `describe_with` it describes them first, and answers from that alone (`vision.described_answers`).
+    With `describe`, of `vision.described_answers`, it answers from what that says of them alone.
     """
     turns, image = Turns(model), image_of(model)
     shown: list[tuple[Tiles, ...]] = [
         tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
         for one, source in zip(asked, media_from, strict=True)
     ]
-    if describe_with:
-        settings = options | {"describe_with": describe_with, "batch_size": batch_size}
-        return answer_described(model, shown, [one.prompt for one in asked], **settings)
+    if describe is not None:
+        return answer_from(model, describe(shown), [one.prompt for one in asked], batch_size=batch_size, **options)
     samples = [
         Sample({"image": pictures}, (turns(one.prompt, None, media=len(pictures)),))
         for one, pictures in zip(asked, shown, strict=True)
@@ -212,7 +211,7 @@ def evaluate_with_controls(
     """Captions (CIDEr-D, BLEU-4, object F1 on scenes) or answers (exact match), each beside its two controls.
 
     The controls show the model another sample's picture, and a blank one. Options are those of `generate`; with a
-    prompt to `describe_with` answers come from descriptions, as in `answer_all`.
+    prompt to `describe_with` the pictures are described first, and answers come from that alone.
 
     Raises:
         ValueError: captions and answers together, or captions from descriptions.
@@ -223,11 +222,12 @@ def evaluate_with_controls(
     if describe_with and not answers:
         raise ValueError("captions are descriptions themselves; expected questions to answer from descriptions")
     score = partial(_score_answers, name=DESCRIBED) if describe_with else _score_answers
-    options["describe_with"] = describe_with
+    options["batch_size"] = batch_size
+    describe = describer(model, describe_with, **options) if describe_with else None
     model.eval()
     return with_controls(
         score if answers else _score_captions,
-        lambda samples, media_from: answer_all(model, samples, media_from, batch_size=batch_size, **options),
+        lambda samples, media_from: answer_all(model, samples, media_from, describe=describe, **options),
         asked,
         random.Random(f"controls/{seed}"),
         media_of=lambda one: one.looks,

@@ -6,7 +6,7 @@ description teaches every word of it. And what a frozen decoder can do with a te
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from multimodal.batch import Sample
@@ -16,6 +16,7 @@ from vision.tiling import Tiles
 
 DESCRIPTION_TOKENS = 96
 """A description is cut off after so many."""
+Describe = Callable[[Sequence[tuple[Tiles, ...]]], list[str]]
 
 
 def looks_of(pictures: Sequence[Tiles]) -> str:
@@ -26,36 +27,25 @@ def looks_of(pictures: Sequence[Tiles]) -> str:
     return seen.hexdigest()
 
 
-def answer_described(
-    model: MultimodalModel,
-    shown: Sequence[tuple[Tiles, ...]],
-    questions: Sequence[str],
-    *,
-    describe_with: str,
-    batch_size: int,
-    **options: Any,
-) -> list[str]:
-    """Answers to questions, each from what the model says of one entry of `shown` when asked `describe_with`.
-
-    Options are those of `generate`.
-    """
-    said = describe(model, shown, prompt=describe_with, batch_size=batch_size, **options)
-    return answer_from(model, said, questions, batch_size=batch_size, **options)
-
-
-def describe(
-    model: MultimodalModel, shown: Sequence[tuple[Tiles, ...]], *, prompt: str, batch_size: int, **options: Any
-) -> list[str]:
-    """What the model says of each entry of `shown`, one picture or several; those that look alike are described once.
+def describer(model: MultimodalModel, prompt: str, *, batch_size: int, **options: Any) -> Describe:
+    """A function from pictures, entry by entry one or several, to what the model says of each. What looks alike is
+    described once, also in later calls.
 
     Options are those of `generate`, but for the number of tokens.
     """
-    turns, looks = Turns(model), list(map(looks_of, shown))
-    different = dict(zip(looks, shown, strict=True))
-    samples = [Sample({"image": p}, (turns(prompt, None, media=len(p)),)) for p in different.values()]
-    texts = model.generate_all(samples, batch_size=batch_size, **options | {"max_new_tokens": DESCRIPTION_TOKENS})
-    said = dict(zip(different, texts, strict=True))
-    return [said[look] for look in looks]
+    turns, said = Turns(model), dict[str, str]()
+    options |= {"max_new_tokens": DESCRIPTION_TOKENS}
+
+    def describe(shown: Sequence[tuple[Tiles, ...]]) -> list[str]:
+        looks = list(map(looks_of, shown))
+        new = {look: pictures for look, pictures in zip(looks, shown, strict=True) if look not in said}
+        samples = [
+            Sample({"image": pictures}, (turns(prompt, None, media=len(pictures)),)) for pictures in new.values()
+        ]
+        said.update(zip(new, model.generate_all(samples, batch_size=batch_size, **options), strict=True))
+        return [said[look] for look in looks]
+
+    return describe
 
 
 def answer_from(

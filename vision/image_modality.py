@@ -122,7 +122,7 @@ class ImageModality(nn.Module):
             std=self.encoder.pixel_std,
         )
 
-    def expect_tile_size(self, tile_size: int) -> None:
+    def expect_resizable(self, tile_size: int) -> None:
         """Raises UserError unless `resize_tiles` can go on at it: not below this one, and with Graft's own encoder."""
         if not isinstance(self.encoder, ImageEncoder):
             raise UserError(f"tile size {tile_size}: the tile size of {self.config.encoder.name} is fixed")
@@ -134,9 +134,9 @@ class ImageModality(nn.Module):
         """Go on at another tile size (annealing at higher resolution, spec A4.6); positions are interpolated.
 
         Raises:
-            UserError: as `expect_tile_size`.
+            UserError: as `expect_resizable`.
         """
-        self.expect_tile_size(tile_size)
+        self.expect_resizable(tile_size)
         assert isinstance(self.encoder, ImageEncoder)
         self.encoder = self.encoder.resized(tile_size)
         self.config = replace(self.config, encoder=replace(self.config.encoder, tile_size=tile_size))

@@ -13,9 +13,11 @@ from tests.tiny_models import TILE, picture, tiny_model
 from vision.caption_pictures import caption_pictures
 from vision.captioning import DESCRIBED, DETAIL_PROMPT, Asked, answer_all, ask_scenes, evaluate_both
 from vision.captioning import evaluate_with_controls as evaluate
-from vision.described_answers import answer_from, describe
+from vision.described_answers import answer_from, describer
 from vision.image_modality import image_of
 from vision.picture import PictureSource
+
+SAY_ALL = {"type": "text", "text": "Say all."}
 
 
 @pytest.fixture
@@ -64,11 +66,14 @@ def test_each_question_is_answered_from_the_description_of_the_picture_shown(
 ) -> None:
     asked = asked_about(model, [0, 0, 1, 2])
     means = [f"{one.images[0].pixels.mean():.3f}" for one in asked]
-    found = answer_all(model, asked, [0, 1, 3, None], batch_size=2, describe_with="Say all.", max_new_tokens=5)
+    describe = describer(model, "Say all.", batch_size=2, max_new_tokens=5)
+    found = answer_all(model, asked, [0, 1, 3, None], batch_size=2, describe=describe, max_new_tokens=5)
     shown = [means[0], means[0], means[3], "0.000"]
     assert found == shown
     assert painter.read == [f"{mean}\nQuestion {at}?" for at, mean in enumerate(shown)]
     assert len(painter.described) == 3, "pictures that look alike are described once"
+    assert describe([asked[3].images, asked[0].images]) == [means[3], means[0]]
+    assert len(painter.described) == 3, "and not again for a control"
     budgets = [options["max_new_tokens"] for options in painter.options]
     assert budgets[-1] == 5 and budgets[0] > 40, "descriptions are longer than answers"
 
@@ -79,8 +84,10 @@ def test_answers_are_those_of_the_bare_decoder_to_the_text(model: MultimodalMode
     messages = [f"{text}\n{question}" for text, question in zip(texts, ("What is red?", "How many?"), strict=True)]
     assert found == [model.chat([{"role": "user", "content": text}], max_new_tokens=6) for text in messages]
     tiles = image_of(model).tiling.tile(picture())
-    alone = describe(model, [(tiles,)], prompt="Say all.", batch_size=4)
-    assert describe(model, [(tiles,), (tiles,)], prompt="Say all.", batch_size=4) == alone * 2
+    alone = model.chat(
+        [{"role": "user", "content": [{"type": "image", "image": picture()}, SAY_ALL]}], max_new_tokens=96
+    )
+    assert describer(model, "Say all.", batch_size=4)([(tiles,), (tiles,)]) == [alone] * 2
 
 
 def test_both_ways_are_scored_each_with_its_controls(model: MultimodalModel, painter: Painter) -> None:
