@@ -48,6 +48,18 @@ class Encoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and any(parameter.requires_grad for parameter in self.parameters()))
 
+    def late_parameters(self) -> list[nn.Parameter]:
+        """Those that join after the encoder's own pre-training: here none."""
+        return []
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """All parameters, named as those of `encoder`: the part of that name, and the late ones, the part `late`."""
+        late = {id(parameter) for parameter in self.late_parameters()}
+        parts: dict[str, list[tuple[str, nn.Parameter]]] = {"encoder": [], "late": []}
+        for name, parameter in self.named_parameters(prefix="encoder"):
+            parts["late" if id(parameter) in late else "encoder"].append((name, parameter))
+        return parts
+
 
 def expect_taps(taps: Sequence[int], layers: int, *, what: str) -> tuple[int, ...]:
     """Layers whose outputs are tapped, counted from 1.

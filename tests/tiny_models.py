@@ -50,7 +50,7 @@ LOW_MEMORY: dict[str, Any] = {
     "offload_activations": True,
 }
 """Everything of the training settings that saves memory."""
-RATES = {"adapter": 1e-3, "gates": 1e-2, "encoder": 1e-3, "tokens": 1e-3}
+RATES = {"adapter": 1e-3, "gates": 1e-2, "encoder": 1e-3, "late": 1e-3, "tokens": 1e-3}
 
 
 def decoder_for(tokenizer: AnyTokenizer, *, family: str = "llama", seed: int = 0) -> Any:

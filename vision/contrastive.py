@@ -175,9 +175,8 @@ class ContrastiveTask(nn.Module):
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainables: 'encoder', which is kept, and 'text', all that is thrown away afterwards."""
-        encoder = [(f"encoder.{name}", parameter) for name, parameter in self.encoder.plain_parameters()]
         text = [(name, parameter) for name, parameter in self.named_parameters() if not name.startswith("encoder.")]
-        return {"encoder": encoder, "text": text}
+        return {"encoder": self.encoder.parts()["encoder"], "text": text}
 
 
 @dataclass(frozen=True)

@@ -293,14 +293,13 @@ class ImageEncoder(Encoder):
         tiles = layout.real(final_TLD).split(batch.lengths)
         return tuple(t.flatten(0, 1) for t in tiles), torch.stack([t[:, 0].mean(dim=0) for t in tiles])
 
-    def plain_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Named parameters that contrastive pre-training moves: those of the plain ViT, without what joins later.
+    def late_parameters(self) -> list[nn.Parameter]:
+        """Those that the plain ViT does without, so that contrastive pre-training does not move them.
 
         Call `positions.stretch_local_()` afterwards: tile-specific positions then start from the learned local ones.
         """
-        late = (self.pre_tile, self.post_tile, self.global_layers, self.tap_norms, self.positions.gate)
-        ids = {id(parameter) for module in late for parameter in module.parameters()} | {id(self.positions.tiled_RLD)}
-        return [(name, parameter) for name, parameter in self.named_parameters() if id(parameter) not in ids]
+        modules = (self.pre_tile, self.post_tile, self.global_layers, self.tap_norms, self.positions.gate)
+        return [self.positions.tiled_RLD, *(parameter for module in modules for parameter in module.parameters())]
 
     def resized(self, tile_size: int) -> "ImageEncoder":
         """A copy for another tile size: positions are interpolated, all else is equal (spec A2.4)."""

@@ -23,7 +23,7 @@ from vision.tiling import TileBatch, candidate_grids
 STAGES: dict[str, tuple[str, ...]] = {
     "image: use": (),
     "image: adapter, encoder frozen": ("adapter", "gates"),
-    "image: adapter and encoder": ("adapter", "gates", "encoder"),  # the paper's (spec 0.1)
+    "image: adapter and encoder": ("adapter", "gates", "encoder", "late"),  # the paper's (spec 0.1)
 }
 """The parts of `ImageModality.parts` that each stage trains."""
 

@@ -25,6 +25,9 @@ from vision.picture import PictureSource, open_picture
 from vision.picture_features import EncodedPicture, PictureBatch, PictureFeatures
 from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
 
+ENCODER_PARTS = ("encoder", "late")
+"""Those of `ImageModality.parts` whose training changes what the encoder makes of a picture."""
+
 
 @dataclass(frozen=True)
 class EncoderOptions(ImageEncoderConfig):
@@ -185,12 +188,14 @@ class ImageModality(nn.Module):
             return self.encoder(items)
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trainables: the adapter's gates, the rest of the adapter, and the encoder."""
+        """Trainables: the adapter's gates, the rest of the adapter, and the encoder's parts (`late`: tile positions,
+        global layers, norms of the taps; none in an encoder of transformers).
+        """
         gates, adapter = split_gates(self.adapter)
         return {
             "adapter": [(f"adapter.{n}", p) for n, p in adapter],
             "gates": [(f"adapter.{n}", p) for n, p in gates],
-            "encoder": [(f"encoder.{n}", p) for n, p in self.encoder.named_parameters()],
+            **self.encoder.parts(),
         }
 
     def log_values(self) -> dict[str, float]:

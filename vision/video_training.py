@@ -27,14 +27,14 @@ from multimodal.unseen_pairs import undenied
 from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import EncoderOptions, ImageConfig, image_of
+from vision.image_modality import ENCODER_PARTS, EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
 
 STATISTICS_FROM = 64
 """Clips from whose features their mean and deviation are taken."""
-IMAGE_PARTS = ("adapter", "gates", "encoder", "tokens")
+IMAGE_PARTS = ("adapter", "gates", *ENCODER_PARTS, "tokens")
 """Parts of the model that stay as they are."""
 
 
@@ -70,7 +70,7 @@ class VideoQAConfig:
     run_dir: Path
     """Folder for logs, checkpoints and the adapter."""
     train: TrainConfig
-    """Of the second stage. The image parts (adapter, gates, encoder, tokens) have a rate of 0."""
+    """Of the second stage. The image parts (adapter, gates, encoder, late, tokens) have a rate of 0."""
     image: Path | None = None
     """Adapter folder with an image adapter to build on; it names the decoder. Without one, `encoder` with an image
     adapter that knows nothing."""

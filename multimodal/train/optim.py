@@ -22,15 +22,16 @@ def freeze_and_select(task: Task, learning_rates: dict[str, float]) -> dict[str,
     Raises `UserError` if the rates and the parts of the task do not match, or if nothing is left to train.
     """
     parts = task.parts()
-    if set(learning_rates) != set(parts):
+    needed = {part for part, named in parts.items() if named}
+    if not needed <= set(learning_rates) <= set(parts):
         raise UserError(
             f"--learning-rates names {', '.join(sorted(learning_rates)) or 'nothing'}: expected a rate for each of "
-            f"{', '.join(sorted(parts))} (0 = frozen)"
+            f"{', '.join(sorted(needed))} (0 = frozen)"
         )
-    for part, named in parts.items():
-        for _, parameter in named:
+    for part in needed:
+        for _, parameter in parts[part]:
             parameter.requires_grad_(learning_rates[part] > 0)
-    trained = {part: named for part, named in parts.items() if learning_rates[part] > 0 and named}
+    trained = {part: named for part, named in parts.items() if named and learning_rates[part] > 0}
     if not trained:
         raise UserError("--learning-rates freezes every part: expected a rate above 0 for at least one")
     everything = [parameter for named in trained.values() for _, parameter in named]

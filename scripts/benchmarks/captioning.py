@@ -131,7 +131,8 @@ def real_tokens(batch: Batch) -> int:
 
 def parts_to_train(job: Job) -> dict[str, float]:
     """A learning rate for each part; tiny, so that weights stay comparable over many steps."""
-    return {"adapter": 1e-6, "gates": 1e-6, "encoder": 1e-6 if job.trained else 0.0, "tokens": 0.0}
+    encoder = 1e-6 if job.trained else 0.0
+    return {"adapter": 1e-6, "gates": 1e-6, "encoder": encoder, "late": encoder, "tokens": 0.0}
 
 
 LossOf = Callable[[], tuple[Tensor, int]]

@@ -311,8 +311,7 @@ def test_below_the_first_adapter_nothing_needs_a_gradient_unless_tokens_learn(to
 def test_a_frozen_encoder_runs_without_gradient(trained: bool) -> None:
     model = tiny_model()
     image: Any = model.modalities["image"]
-    for _, parameter in model.parts()["encoder"]:
-        parameter.requires_grad_(trained)
+    image.encoder.requires_grad_(trained)
     needed: list[bool] = []
     image.adapter.projector.register_forward_pre_hook(lambda _m, args: needed.append(args[0].requires_grad))
     model.loss(model.collate(answered(model)))[0].backward()

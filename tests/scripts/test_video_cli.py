@@ -13,7 +13,16 @@ from tests.scripts.conftest import Cli
 from tests.tiny_models import ENCODER, ask, clip_file, picture, tiny_video_model
 
 AGGREGATOR = {"group": 4, "latents": 3, "width": 16, "layers": 1, "heads": 2}
-RATES = {"aggregator": 0.01, "video": 0.01, "video_gates": 0.5, "adapter": 0, "gates": 0, "encoder": 0, "tokens": 0}
+RATES = {
+    "aggregator": 0.01,
+    "video": 0.01,
+    "video_gates": 0.5,
+    "adapter": 0,
+    "gates": 0,
+    "encoder": 0,
+    "late": 0,
+    "tokens": 0,
+}
 
 
 @pytest.fixture(scope="module")

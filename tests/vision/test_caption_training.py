@@ -30,7 +30,7 @@ from vision.caption_training import (
     training_order,
 )
 from vision.captioning import CaptionSamples, SceneSamples
-from vision.image_modality import EncoderOptions
+from vision.image_modality import ENCODER_PARTS, EncoderOptions
 from vision.scenes import SceneMix
 
 
@@ -77,13 +77,13 @@ def test_both_stages_train_measure_and_save(config: CaptioningConfig) -> None:
         config,
         train=replace(config.train, schedule="constant", warmup=0),
         data=replace(config.data, dev_count=2),
-        anneal=AnnealConfig(steps=3, tile_size=24, learning_rates={"encoder": 0.0}, batch_size=4),
+        anneal=AnnealConfig(steps=3, tile_size=24, learning_rates=dict.fromkeys(ENCODER_PARTS, 0.0), batch_size=4),
     )
     lines: list[str] = []
     model, result = train_captioning(settings, report=lines.append)
     assert result.steps == 3 and {"cider_d", "cider_d_shuffled", "cider_d_blank", "bleu4"} <= result.metrics.keys()
     assert rates(config.run_dir / "initial") == [pytest.approx(RATES)] * 2
-    annealed = {part: rate / 5 for part, rate in RATES.items() if part != "encoder"}
+    annealed = {part: rate / 5 for part, rate in RATES.items() if part not in ENCODER_PARTS}
     assert rates(config.run_dir / "anneal") == [pytest.approx(annealed)] * 3
 
     folder = config.run_dir / "adapter"
@@ -251,7 +251,7 @@ def test_everything_that_saves_memory_goes_together(config: CaptioningConfig) ->
 
 
 def test_a_cache_changes_no_loss_and_is_for_frozen_encoders_alone(config: CaptioningConfig, tmp_path: Path) -> None:
-    frozen = replace(config, train=train_config(steps=4, learning_rates=RATES | {"encoder": 0}))
+    frozen = replace(config, train=train_config(steps=4, learning_rates=RATES | {"encoder": 0, "late": 0}))
     train_captioning(frozen, report=lambda _: None)
     assert len(list((frozen.run_dir / "features").glob("*/*"))) == 4  # pictures
     again = replace(frozen, run_dir=tmp_path / "again", cache_dir=frozen.run_dir / "features")
@@ -260,9 +260,12 @@ def test_a_cache_changes_no_loss_and_is_for_frozen_encoders_alone(config: Captio
     off = replace(frozen, run_dir=tmp_path / "off", cache="off")
     train_captioning(off, report=lambda _: None)
     assert losses(off.run_dir) == pytest.approx(losses(again.run_dir), rel=1e-5)
-    trained = replace(config, run_dir=tmp_path / "trained")
-    train_captioning(trained, report=lambda _: None)
-    assert not (off.run_dir / "features").exists() and not (trained.run_dir / "features").exists()
+    for part in ENCODER_PARTS:
+        rates = RATES | dict.fromkeys(ENCODER_PARTS, 0) | {part: 1e-3}
+        trained = replace(frozen, run_dir=tmp_path / part, train=train_config(steps=1, learning_rates=rates))
+        train_captioning(trained, report=lambda _: None)
+        assert not (trained.run_dir / "features").exists()
+    assert not (off.run_dir / "features").exists()
 
 
 def losses(run_dir: Path) -> list[float]:

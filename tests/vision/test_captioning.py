@@ -295,7 +295,7 @@ def model_of_eight_captions() -> tuple[MultimodalModel, list[Asked]]:
 
 
 def groups_of(model: MultimodalModel) -> list[dict[str, Any]]:
-    rates = {"adapter": 3e-3, "gates": 3e-2, "encoder": 2e-3, "tokens": 1e-3}
+    rates = {"adapter": 3e-3, "gates": 3e-2, "encoder": 2e-3, "late": 2e-3, "tokens": 1e-3}
     return [{"params": [p for _, p in named], "lr": rates[part]} for part, named in model.parts().items()]
 
 

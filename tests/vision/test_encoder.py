@@ -178,13 +178,17 @@ def test_resized_encoder_is_equal_at_the_same_size_and_takes_larger_tiles() -> N
     fresh.load_state_dict(larger.state_dict())
 
 
-def test_plain_parameters_are_those_that_pooling_trains() -> None:
+def test_late_parameters_are_those_that_pooling_does_not_train() -> None:
     encoder = build(open_gates=True)
     encoder.pool(batch_tiles(pictures([(1, 1)]))).square().sum().backward()
-    plain = dict(encoder.plain_parameters())
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in plain.values())
-    late = {name for name, p in encoder.named_parameters() if p.grad is None}
-    assert late and not late & plain.keys()
+    parts = encoder.parts()
+    assert all(parameter.grad is not None and parameter.grad.any() for _, parameter in parts["encoder"])
+    assert {name for name, _ in parts["late"]} >= {
+        f"encoder.{name}" for name, p in encoder.named_parameters() if p.grad is None
+    }
+    assert {name for named in parts.values() for name, _ in named} == {
+        f"encoder.{name}" for name, _ in encoder.named_parameters()
+    }
 
 
 def test_block_mask_hides_keys() -> None:

@@ -130,11 +130,12 @@ def test_an_unknown_encoder_is_one_line(tmp_path: Path) -> None:
 # ---- what is trained ----------------------------------------------------------------------------------------------
 
 
-def test_parts_are_gates_adapter_and_encoder_and_cover_all() -> None:
+def test_parts_are_gates_adapter_encoder_and_what_it_has_of_late_and_cover_all() -> None:
     made = modality()
     parts = made.parts()
-    assert set(parts) == {"adapter", "gates", "encoder"}
+    assert set(parts) == {"adapter", "gates", "encoder", "late"}
     assert [p.numel() for _, p in parts["gates"]] == [1] * 4
+    assert parts["late"] and {id(p) for _, p in parts["late"]} == {id(p) for p in made.encoder.late_parameters()}
     named = [pair for pairs in parts.values() for pair in pairs]
     assert {name: id(p) for name, p in named} == {name: id(p) for name, p in made.named_parameters()}
     assert len(named) == len(dict(named))

@@ -47,8 +47,7 @@ def loss(model: MultimodalModel, chosen: list[Sample]) -> Any:
 
 def test_losses_and_gradients_are_the_same_from_the_cache_to_the_bit(tmp_path: Path, paths: list[Path]) -> None:
     model = tiny_model()
-    for _, parameter in model.parts()["encoder"]:
-        parameter.requires_grad_(False)
+    image(model).encoder.requires_grad_(False)
     plain = loss(model, samples(model, paths))
     cache = FeatureCache(tmp_path / "cache", max_gb=1)
     image(model).use_cache(cache)

@@ -31,6 +31,7 @@ RATES = {
     "adapter": 0.0,
     "gates": 0.0,
     "encoder": 0.0,
+    "late": 0.0,
     "tokens": 0.0,
 }
 

@@ -86,6 +86,14 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     assert cosine.min() > 0.95  # the singular vectors are those given
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (8, 16), (32, 8), (8, 64)])
+def test_long_matrices_take_a_shorter_way_to_the_same(shape: tuple[int, int]) -> None:
+    given = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = orthogonalise(given, coefficients=(3.4445, -4.7750, 2.0315), steps=5, dtype=torch.float64)
+    found = orthogonalise(given, coefficients=(3.4445, -4.7750, 2.0315), steps=5, dtype=torch.float32)
+    torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=0)
+
+
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path) -> None:
     run(tmp_path / "whole", optimizer="muon", steps=6)
     run(tmp_path / "cut", optimizer="muon", steps=6, save_every=3)

@@ -95,6 +95,13 @@ def test_rates_that_do_not_fit_the_task(rates: dict[str, float], message: str) -
         freeze_and_select(Task(), rates)
 
 
+def test_a_part_without_parameters_needs_no_rate_and_may_have_one() -> None:
+    task = Task()
+    task.gates = nn.ModuleDict()
+    for rates in ({"body": 1.0}, {"body": 1.0, "gates": 1.0}):
+        assert set(freeze_and_select(task, rates)) == {"body"}
+
+
 def test_trained_weights_must_be_fp32() -> None:
     with pytest.raises(ValueError, match="fp32"):
         freeze_and_select(Task().bfloat16(), {"body": 1, "gates": 1})
