@@ -289,6 +289,15 @@ RECIPES = {
 } | {"demo.yaml": "demo", "demo_video.yaml": "demo_video"}
 
 
+def test_the_video_demo_is_for_the_image_demos_adapter() -> None:
+    image, clips = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("demo.yaml", "demo_video.yaml"))
+    assert clips["image"] == f"{image['run-dir']}/adapter" and clips["image-adapter"] == image["adapter"]
+    assert clips["encoder"] | {"weights": "builtin"} == image["encoder"]
+    assert clips["begin"] == "image"  # its layers are copies
+    begun, copied = clips["video"]["adapter"], image["adapter"]
+    assert all(begun.get(size) == copied.get(size) for size in ("heads", "kv-heads", "ffn"))
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_shipped_recipes_are_understood(cli: Cli, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every setting in them exists; the first thing that a script does with them is stopped."""
