@@ -28,7 +28,7 @@ from vision.caption_data import CaptionImages, ImageTextSample, read_captions
 from vision.caption_tables import CaptionRecord, Columns
 from vision.captioning import Asked, CaptionSamples, SceneSamples, ask_captions, captions_and_questions, evaluate_both
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import ENCODER_PARTS, EncoderOptions, ImageConfig, image_of
+from vision.image_modality import EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
 from vision.scenes import SceneMix
 from vision.self_critical import MAX_NEW_TOKENS, ReferencedPictures, SelfCriticalTask
@@ -215,8 +215,8 @@ def _training_pictures(model: MultimodalModel, data: DataConfig) -> CaptionImage
 
 def use_feature_cache(model: MultimodalModel, config: CaptioningConfig, settings: TrainConfig) -> None:
     """Keep the features of an encoder that stays frozen in this stage; of another one, none."""
-    parts = image_of(model).parts()
-    moved = any(parts[part] and settings.learning_rates.get(part, 1.0) for part in ENCODER_PARTS)
+    parts = image_of(model).encoder.parts()
+    moved = any(named and settings.learning_rates.get(part, 1.0) for part, named in parts.items())
     if config.cache == "off" or moved or config.data.source == SCENES:
         image_of(model).use_cache(None)
         return

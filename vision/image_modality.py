@@ -25,9 +25,6 @@ from vision.picture import PictureSource, open_picture
 from vision.picture_features import EncodedPicture, PictureBatch, PictureFeatures
 from vision.tiling import TileBatch, Tiles, Tiling, batch_tiles
 
-ENCODER_PARTS = ("encoder", "late")
-"""Those of `ImageModality.parts` whose training changes what the encoder makes of a picture."""
-
 
 @dataclass(frozen=True)
 class EncoderOptions(ImageEncoderConfig):

@@ -27,14 +27,14 @@ from multimodal.unseen_pairs import undenied
 from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
-from vision.image_modality import ENCODER_PARTS, EncoderOptions, ImageConfig, image_of
+from vision.image_modality import EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
 from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
 
 STATISTICS_FROM = 64
 """Clips from whose features their mean and deviation are taken."""
-IMAGE_PARTS = ("adapter", "gates", *ENCODER_PARTS, "tokens")
+IMAGE_PARTS = ("adapter", "gates", "encoder", "late", "tokens")
 """Parts of the model that stay as they are."""
 
 

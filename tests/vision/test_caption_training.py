@@ -30,8 +30,10 @@ from vision.caption_training import (
     training_order,
 )
 from vision.captioning import CaptionSamples, SceneSamples
-from vision.image_modality import ENCODER_PARTS, EncoderOptions
+from vision.image_modality import EncoderOptions
 from vision.scenes import SceneMix
+
+ENCODER_PARTS = ("encoder", "late")
 
 
 @pytest.fixture
