@@ -15,6 +15,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.messages import Message
 from multimodal.model import MultimodalModel
 from vision.clip_captions import CLIP_PROMPT
+from vision.described_answers import DESCRIPTION_TOKENS, answer_from
 from vision.video_report import attention_strips
 
 
@@ -33,6 +34,9 @@ class Config:
     """Use this decoder in place of the one that the adapter names."""
     force_decoder: bool = False
     """Accept a decoder whose weights differ from those that the adapter was trained on."""
+    describe_with: str = ""
+    """Prompt for a description of what is shown from which alone the answer is then made, such as "Describe everything
+    in the video."; empty: answer at the clip."""
     beams: int = 1
     """Beam search width; 1 = greedy."""
     max_new_tokens: int = 32
@@ -45,6 +49,8 @@ class Config:
         known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
         if self.attention is not None and self.attention.suffix.lower() not in known:
             raise UserError(f"--attention {self.attention}: expected the name of a picture, such as strip.png")
+        if self.describe_with and self.attention is not None:
+            raise UserError("--attention with --describe-with: answers from a description look at no clip")
 
 
 def main() -> None:
@@ -56,8 +62,13 @@ def main() -> None:
     )
     shown = [{"type": "image", "image": image} for image in config.images]
     shown += [{"type": "video", "video": clip} for clip in config.clips]
-    messages: list[Message] = [{"role": "user", "content": [*shown, {"type": "text", "text": config.question}]}]
-    answer = model.chat(messages, num_beams=config.beams, max_new_tokens=config.max_new_tokens)
+    prompt = config.describe_with or config.question
+    messages: list[Message] = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
+    tokens = DESCRIPTION_TOKENS if config.describe_with else config.max_new_tokens
+    answer = model.chat(messages, num_beams=config.beams, max_new_tokens=tokens)
+    if config.describe_with:
+        options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
+        (answer,) = answer_from(model, [answer], [config.question], batch_size=1, **options)
     print(answer)
     if config.attention is not None and answer:
         config.attention.parent.mkdir(parents=True, exist_ok=True)

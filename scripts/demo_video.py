@@ -38,7 +38,7 @@ def main() -> None:
     proof = decoder_proof(model)
     seed = config.train.seed
     asked = ask_both_ways(model, clip_sets(config).reported(config.held_out), choice=config.data.choice > 0)
-    evaluations, metrics = evaluate_both_ways(model, asked, seed=seed)
+    evaluations, metrics = evaluate_both_ways(model, asked, describe_with=config.data.describe_with, seed=seed)
     for evaluation in evaluations.values():
         print(evaluation)
     memory = peak_memory_mb(model.device)

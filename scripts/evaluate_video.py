@@ -36,6 +36,9 @@ class Config:
     """At most so many clips; 0 = all (500 built-in ones)."""
     choice: bool = False
     """Ask questions with options as multiple choice, too."""
+    describe_with: str = ""
+    """Prompt for a description of the clip from which alone open questions are then answered, too, such as "Describe
+    everything in the video."; empty: not."""
     max_new_tokens: int = 16
     cards: int = 20
     """Clips shown in the report, chosen by the seed."""
@@ -65,7 +68,9 @@ def main() -> None:
         clips = read_questions(config.source, split=config.split, kinds=config.kinds)
         clips = clips[: config.count] if config.count else clips
     asked = ask_both_ways(model, clips, choice=config.choice)
-    evaluations, metrics = evaluate_both_ways(model, asked, seed=config.seed, max_new_tokens=config.max_new_tokens)
+    evaluations, metrics = evaluate_both_ways(
+        model, asked, describe_with=config.describe_with, seed=config.seed, max_new_tokens=config.max_new_tokens
+    )
     questions = len(asked["accuracy"])
     write_json(config.run_dir / "metrics.json", metrics | {"questions": questions, "seed": config.seed})
     shown = random.Random(config.seed).sample(range(questions), min(config.cards, questions))

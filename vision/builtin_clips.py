@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision.clip_captions import CLIP_PROMPT, clip_caption
+from vision.clip_captions import CLIP_DETAIL_PROMPT, CLIP_PROMPT, clip_caption, clip_inventory
 from vision.clip_language import KINDS, clip_sample, questions_by_kind
 from vision.clip_question import ClipQuestion, QuestionedClip
 from vision.clip_scenes import ClipScene, render_clip
@@ -27,6 +27,7 @@ class BuiltinClips:
         frames: of a clip, 8 a second.
         alone: show a single object; `kinds` are among `vision.clip_stories.ALONE_KINDS`.
         more: ask everything else there is to ask about a clip, too, after the question that it was drawn for.
+        inventory: with more, also describe a clip in full, before anything else.
         captions: describe clips instead of asking about them.
     """
 
@@ -39,6 +40,7 @@ class BuiltinClips:
     kinds: Sequence[str] = KINDS
     alone: bool = False
     more: bool = False
+    inventory: bool = False
     captions: bool = False
 
     def __len__(self) -> int:
@@ -69,4 +71,6 @@ class BuiltinClips:
         elif self.more:
             others = (other for asked in questions_by_kind(scene).values() for other in asked)
             questions += [other for other in others if other.question != question.question]
+            if self.inventory:
+                questions.insert(0, ClipQuestion("inventory", CLIP_DETAIL_PROMPT, clip_inventory(scene)))
         return scene, QuestionedClip(self.folder / f"{name}.mp4", tuple(questions), name)

@@ -9,6 +9,7 @@ from multimodal.data.broken import OnError
 from multimodal.data.word_times import MOST_WORDS, WORD_TIMES, read_word_times
 from multimodal.errors import UserError
 from vision.builtin_clips import BuiltinClips
+from vision.clip_captions import CLIP_DETAIL_PROMPT
 from vision.clip_language import KINDS
 from vision.clip_layouts import read_clips
 from vision.clip_question import ClipSet, QuestionedClip
@@ -46,6 +47,8 @@ class ClipDataConfig:
     as well."""
     on_error: OnError = "skip"
     """A broken clip is skipped, counted and reported, or ends the run."""
+    inventory: bool = False
+    """Of built-in clips, also learn to say everything that can be asked about them, which `--describe-with` reads."""
     clips: int = 4000
     """Built-in clips in an epoch."""
     clip_size: int = 64
@@ -62,10 +65,16 @@ class ClipDataConfig:
         wrong = {
             f"--data.choice {self.choice}: expected 0 to 1": not 0 <= self.choice <= 1,
             f"--data.misread {self.misread}: expected 0 to below 1": not 0 <= self.misread < 1,
+            f"--data.inventory of {self.source}: expected built-in clips": self.inventory and self.source != CLIPS,
         }
         for what, holds in wrong.items():
             if holds:
                 raise UserError(what)
+
+    @property
+    def describe_with(self) -> str:
+        """The prompt for what `inventory` teaches; empty without it."""
+        return CLIP_DETAIL_PROMPT if self.inventory else ""
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,7 @@ class ClipSets:
             frames=data.clip_frames,
             kinds=data.kinds or KINDS,
             more=True,
+            inventory=data.inventory,
         )
 
     def _held_out(self, count: int, *, seed: int) -> list[QuestionedClip]:

@@ -20,8 +20,10 @@ from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import FrameOrder, backwards, middle_frame
 from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
+from vision.described_answers import DESCRIPTION_TOKENS, answer_from
 
 REVERSED, MIDDLE = "reversed", "middle_frame"
+DESCRIBED = "described_accuracy"
 TIME_KINDS = ("direction", "order")
 """Kinds of question whose answers are other ones when the clip is played backwards."""
 
@@ -35,8 +37,8 @@ class ClipSamples:
 
     Args:
         questions: turns of each clip and epoch, drawn from its questions; all of them if there are fewer.
-        own_first: ask the first question of a clip, the one that it was made for, in any case; of the others first a
-            kind is drawn and then one of it.
+        always: so many of a clip's questions, its first ones, are asked in any case; of the others first a kind is
+            drawn and then one of it. None: any of them alike.
         choice: share of the questions with options that are asked as multiple choice.
         misread: share of the words already said that are read wrong; see `multimodal.batch.misread`.
         on_error: a broken clip is skipped and counted, or ends the run.
@@ -48,12 +50,12 @@ class ClipSamples:
         clips: ClipSet,
         *,
         questions: int = 1,
-        own_first: bool = False,
+        always: int | None = None,
         choice: float = 0.0,
         misread: float = 0.0,
         on_error: OnError = "skip",
     ) -> None:
-        self.clips, self.questions, self.own_first = clips, questions, own_first
+        self.clips, self.questions, self.always = clips, questions, always
         self.choice, self.misread = choice, misread
         self.turns = Turns(model, kind="video")
         self.broken = BrokenSamples(on_error=on_error, what="clips")
@@ -84,9 +86,9 @@ class ClipSamples:
 
     def _draw(self, questions: Sequence[ClipQuestion], rng: random.Random) -> list[ClipQuestion]:
         count = min(self.questions, len(questions))
-        if not self.own_first:
+        if self.always is None:
             return rng.sample(questions, count)
-        drawn, left = [questions[0]], list(questions[1:])
+        drawn, left = list(questions[: self.always]), list(questions[self.always :])
         while len(drawn) < count:
             kind = rng.choice(sorted({one.kind for one in left}))
             drawn.append(left.pop(rng.choice([i for i, one in enumerate(left) if one.kind == kind])))
@@ -120,13 +122,16 @@ def answer_clips(
     media_from: Sequence[int | None] | None = None,
     *,
     order: FrameOrder | None = None,
+    describe_with: str = "",
     batch_size: int,
     **options: Any,
 ) -> list[str]:
     """What the model says, each shown the clip of sample `media_from[i]` (None: blank), its frames in `order`.
 
-    A clip is read and encoded once for all that is asked about it, and then let go.
+    A clip is read and encoded once for all that is asked about it, and then let go. With a prompt to `describe_with` it
+    is described, and answers come from that alone (`vision.described_answers`).
     """
+    questions = [one.question.question for one in asked]
     modality: Any = model.modalities["video"]
     turns = Turns(model, kind="video")
     shown = range(len(asked)) if media_from is None else media_from
@@ -139,11 +144,19 @@ def answer_clips(
         for (clip, blank), read in read_ahead(askings, lambda key: modality.prepare(key[0], order=order)):
             frames = modality.blank(read.result()) if blank else read.result()
             frames = frames.with_features(modality.encode(frames.to(model.device)))
-            for number in askings[clip, blank]:
-                yield Sample({"video": (frames,)}, (turns(asked[number].question.question, None),))
+            prompts = [describe_with] if describe_with else [questions[number] for number in askings[clip, blank]]
+            for prompt in prompts:
+                yield Sample({"video": (frames,)}, (turns(prompt, None),))
 
-    texts = model.generate_all(samples(), batch_size=batch_size, **options)
-    answers = dict(zip(chain.from_iterable(askings.values()), texts, strict=True))
+    options["batch_size"] = batch_size
+    numbers = list(chain.from_iterable(askings.values()))
+    if describe_with:
+        described = model.generate_all(samples(), **options | {"max_new_tokens": DESCRIPTION_TOKENS})
+        read = [text for text, some in zip(described, askings.values(), strict=True) for _ in some]
+        texts = answer_from(model, read, [questions[number] for number in numbers], **options)
+    else:
+        texts = model.generate_all(samples(), **options)
+    answers = dict(zip(numbers, texts, strict=True))
     return [answers[number] for number in range(len(asked))]
 
 
@@ -180,6 +193,7 @@ def evaluate_clips(
     **options: Any,
 ) -> Evaluation[AskedClip]:
     """Answers beside four controls: another clip, a blank one, one middle frame repeated, frames in reverse order.
+    Options are those of `answer_clips`.
 
     WUPS is among the scores where this machine has WordNet (`multimodal.wordnet.find_wordnet`).
     """

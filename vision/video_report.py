@@ -24,10 +24,11 @@ from vision.clip import read_clip
 from vision.clip_sampling import Clip
 from vision.film_strip import MOST_FRAMES, draw_film_strip, stack_strips
 from vision.frame_weights import word_frame_weights
-from vision.video_answering import MIDDLE, REVERSED, AskedClip
+from vision.video_answering import DESCRIBED, MIDDLE, REVERSED, AskedClip
 
 LABELS = {
     "accuracy": "open questions answered exactly",
+    DESCRIBED: "the same from its own description",
     "choice_accuracy": "multiple choice, by letter",
     "soft_match": "words in common with the answer, F1",
     "wups_0.9": "WUPS at 0.9",
@@ -75,6 +76,10 @@ def video_cards(
         lines = (slice(start, start + IN_A_LINE) for start in range(0, len(clip.frames), IN_A_LINE))
         strip = stack_strips([draw_film_strip(clip.frames[line], _times(clip)[line]) for line in lines])
         answers = [Answer(question.question, said, question.answer, is_right(said, question.right))]
+        if DESCRIBED in evaluations:
+            text = evaluations[DESCRIBED].predictions[i]
+            about = f"{question.question} (from its own description)"
+            answers.append(Answer(about, text, question.answer, is_right(text, question.right)))
         for control, expected in ((REVERSED, question.reversed_answer), (MIDDLE, None)):
             text = evaluation.others[control][i]
             right = expected is not None and is_right(text, (expected,))

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multimodal.adapter_merge import START
 from multimodal.config import dump, expect_at_least
@@ -29,7 +29,7 @@ from vision.clip_question import ClipSet, QuestionedClip
 from vision.image_adapter import ImageAdapterConfig
 from vision.image_modality import EncoderOptions, ImageConfig, image_of
 from vision.image_model import image_model
-from vision.video_answering import AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
+from vision.video_answering import DESCRIBED, AskedClip, ClipSamples, ask_clips, evaluate_clips, reversal_metrics
 from vision.video_modality import VideoConfig, VideoModality
 
 STATISTICS_FROM = 64
@@ -158,13 +158,21 @@ def ask_both_ways(
 
 
 def evaluate_both_ways(
-    model: MultimodalModel, asked: dict[str, list[AskedClip]], *, seed: int = 0, max_new_tokens: int = 12
+    model: MultimodalModel,
+    asked: dict[str, list[AskedClip]],
+    *,
+    describe_with: str = "",
+    seed: int = 0,
+    max_new_tokens: int = 12,
 ) -> tuple[dict[str, Evaluation[AskedClip]], dict[str, float]]:
-    """The evaluations by name, and all numbers for `metrics.json`."""
-    found = {
-        name: evaluate_clips(model, some, name=name, seed=seed, max_new_tokens=max_new_tokens)
-        for name, some in asked.items()
-    }
+    """The evaluations by name, and all numbers for `metrics.json`; with a prompt to `describe_with` open questions are
+    answered from descriptions, too (`DESCRIBED`).
+    """
+    options: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
+    found = {name: evaluate_clips(model, some, name=name, **options) for name, some in asked.items()}
+    if describe_with:
+        options["describe_with"] = describe_with
+        found[DESCRIBED] = evaluate_clips(model, asked["accuracy"], name=DESCRIBED, **options)
     metrics: dict[str, float] = {}
     for name, evaluation in found.items():
         metrics |= evaluation.metrics() | reversal_metrics(evaluation, name=name)
@@ -215,11 +223,15 @@ def _stage(
         model,
         clips,
         questions=data.questions,
-        own_first=data.source == CLIPS,
+        always=1 + data.inventory if data.source == CLIPS else None,
         choice=data.choice,
         misread=data.misread,
         on_error=data.on_error,
     )
+
+    def evaluate(step: int) -> dict[str, float]:
+        return evaluate_both_ways(model, dev, describe_with=data.describe_with, seed=settings.seed)[1]
+
     with undenied(model, samples, samples=data.unseen_pairs, seed=settings.seed):
         return train(
             task=model,
@@ -228,7 +240,7 @@ def _stage(
             config=settings,
             run_dir=config.run_dir / name,
             resume=config.resume,
-            evaluate=(lambda step: evaluate_both_ways(model, dev, seed=settings.seed)[1]) if dev else None,
+            evaluate=evaluate if dev else None,
             config_yaml=dump(config),
         )
 

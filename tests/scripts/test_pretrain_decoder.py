@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import scripts
 from multimodal.config import parse
-from scripts.pretrain_decoder import REPEAT_ENGLISH, Config, Shares, keep_start
+from scripts.pretrain_decoder import QUESTIONS, REPEAT_ENGLISH, Config, Shares, keep_start
 from tests.scripts.conftest import Cli
 
 TEXT = "\n\n".join(
@@ -56,7 +56,7 @@ def test_writes_a_decoder_with_its_measurements(cli: Cli, text: Path, tmp_path: 
     assert cli("pretrain_decoder", *flags, *SIZES).status == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["prose_perplexity"] > 1
-    names = ("copy_exact", "copy_held_exact", "digits_held_exact", "foreign_held_exact", "scene_question_accuracy")
+    names = ("copy_exact", "copy_held_exact", "digits_held_exact", "foreign_held_exact", *QUESTIONS)
     assert all(0 <= metrics[name] <= 1 for name in names)
     folder = tmp_path / "run" / "decoder"
     lm, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -57,6 +57,14 @@ BAD: dict[str, tuple[str, str]] = {
     "answer_video {tmp}/none.mp4 --adapter {images}": ("has no video adapter", "video"),
     "answer_video {tmp}/none.mp4": ("--adapter", "expected a value"),
     "answer_video {tmp}/none.mp4 --adapter {adapter} --attention strip": ("--attention strip", "strip.png"),
+    "answer_video {tmp}/none.mp4 --adapter {adapter} --attention s.png --describe-with All?": (
+        "--attention with --describe-with",
+        "no clip",
+    ),
+    "train_video_qa --config {recipe} --run-dir {tmp}/x --data.source {tmp}/gone --data.inventory": (
+        "--data.inventory",
+        "expected built-in clips",
+    ),
     "answer_video {tmp}/none.mp4 --adapter {adapter} --max-new-tokens 0": ("--max-new-tokens 0", "1 or more"),
     "evaluate_video --adapter {adapter} --run-dir {tmp}/x --cards -1": ("--cards -1", "0 or more"),
     "evaluate_video --adapter {adapter} --run-dir {tmp}/x --max-new-tokens 0": ("--max-new-tokens 0", "1 or more"),
@@ -105,6 +113,9 @@ def test_answers_are_those_of_the_model(cli: Cli, tmp_path: Path, adapter: Path)
     )
     assert ended.status == 0 and ended.out.strip() == expected
     assert expected
+    described = tiny_video_model().chat(ask(a, "All?"), max_new_tokens=96)
+    expected = tiny_video_model().chat([{"role": "user", "content": f"{described}\nWho?"}], max_new_tokens=6)
+    assert cli("answer_video", a, *flags, "--describe-with", "All?").out.strip() == expected
     with Image.open(tmp_path / "deep" / "s.png") as image:
         image.verify()
 
@@ -142,19 +153,22 @@ def test_evaluation_writes_the_score_and_every_control(
     write_wordnet(tmp_path / "wordnet")
     monkeypatch.setenv(PLACE, str(tmp_path / "wordnet"))
     flags = ["--adapter", adapter, "--count", 4, "--cards", 1, "--choice", "--max-new-tokens", 4, "--device", "cpu"]
-    ended = cli("evaluate_video", *flags, "--run-dir", tmp_path / "e")
+    ended = cli("evaluate_video", *flags, "--run-dir", tmp_path / "e", "--describe-with", "All?")
     assert ended.status == 0, ended
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert {"accuracy", "accuracy_shuffled", "accuracy_reversed", "choice_accuracy"} <= metrics.keys()
+    assert {"described_accuracy", "described_accuracy_middle_frame"} <= metrics.keys()
     assert {"wups_0.9", "wups_0.0_blank"} <= metrics.keys() and metrics["questions"] == 4
     assert "WUPS over WordNet 9.9" in (tmp_path / "e" / "report.html").read_text()
 
 
 def test_the_demo_writes_every_number_and_a_page(cli: Cli, tmp_path: Path, recipe: Path) -> None:
-    ended = cli("demo_video", "--config", recipe, "--run-dir", tmp_path / "d", "--held-out", 8, "--cards", 2)
+    flags = ["--held-out", 8, "--cards", 2, "--data.inventory"]
+    ended = cli("demo_video", "--config", recipe, "--run-dir", tmp_path / "d", *flags)
     assert ended.status == 0, ended
     metrics = json.loads((tmp_path / "d" / "metrics.json").read_text())
-    names = {f"accuracy{control}" for control in ("", "_shuffled", "_blank", "_middle_frame", "_reversed")}
+    controls = ("", "_shuffled", "_blank", "_middle_frame", "_reversed")
+    names = {f"{score}{control}" for score in ("accuracy", "described_accuracy") for control in controls}
     assert names | {"train_seconds", "samples_per_second", "peak_memory_mb"} <= metrics.keys()
     page = (tmp_path / "d" / "report.html").read_text()
     assert "<svg" in page and page.count("data:image/jpeg") >= 2

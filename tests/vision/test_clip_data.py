@@ -7,6 +7,7 @@ import pytest
 
 from multimodal.errors import UserError
 from tests.vision.made_grid import make_grid
+from vision.clip_captions import CLIP_DETAIL_PROMPT
 from vision.clip_data import CLIPS, ClipDataConfig, ClipSets
 from vision.clip_question import ClipSet, QuestionedClip
 from vision.clip_stories import ALONE_KINDS
@@ -46,6 +47,18 @@ def test_built_in_clips_that_are_judged_or_reported_are_others_than_those_learnt
     assert [clip.questions for clip in all_of(some.captioned(CLIPS))] == [clip.questions for clip in described]
     assert [clip.clip for clip in described] == [clip.clip for clip in learnt]
     assert all([question.kind for question in clip.questions] == ["caption"] for clip in described)
+
+
+def test_everything_is_said_of_clips_that_are_learnt_and_asked_of_no_others(builtin: ClipSets) -> None:
+    assert builtin.data.describe_with == ""
+    said = replace(builtin, data=replace(builtin.data, inventory=True))
+    assert said.data.describe_with == CLIP_DETAIL_PROMPT
+    for clips, plain in ((said.learnt(), builtin.learnt()), (said.simple(3, words=1), builtin.simple(3, words=1))):
+        assert [clip.questions[0].question for clip in all_of(clips)] == [CLIP_DETAIL_PROMPT] * len(clips)
+        assert [clip.questions[1:] for clip in all_of(clips)] == [clip.questions for clip in all_of(plain)]
+    assert said.judged() == builtin.judged() and said.reported(2) == builtin.reported(2)
+    with pytest.raises(UserError, match=r"--data.inventory of /a/folder: expected built-in clips"):
+        replace(said.data, source="/a/folder")
 
 
 def test_simple_built_in_clips_have_one_object(builtin: ClipSets) -> None:

@@ -1,12 +1,15 @@
 """Samples and scores of questions about clips: broken ones are skipped, controls are what they are called."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from multimodal.batch import Sample
 from multimodal.errors import UserError
 from multimodal.metrics import Evaluation
 from multimodal.model import MultimodalModel
@@ -16,6 +19,7 @@ from tests.tiny_models import ask, clip_file, tiny_video_model
 from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import ClipFrames, backwards, middle_frame
 from vision.clip_question import ClipQuestion, QuestionedClip
+from vision.described_answers import DESCRIPTION_TOKENS
 from vision.video_answering import (
     AskedClip,
     ClipSamples,
@@ -61,7 +65,7 @@ def test_the_text_of_a_sample_can_be_had_without_its_clip(
     model: MultimodalModel, clips: list[QuestionedClip], tmp_path: Path
 ) -> None:
     for some in (clips, BuiltinClips(folder=tmp_path / "made", count=3, seed=1, split="train", size=32, more=True)):
-        samples = ClipSamples(model, some, questions=2, own_first=True, choice=0.5, misread=0.0)
+        samples = ClipSamples(model, some, questions=2, always=1, choice=0.5, misread=0.0)
         text = [samples.text(index, random.Random(index)) for index in range(2)]
         assert not (tmp_path / "made").exists()
         for index, turns in enumerate(text):
@@ -75,7 +79,7 @@ def test_a_clip_is_asked_what_it_was_made_for_and_of_the_others_every_kind_alike
 ) -> None:
     many = tuple(ClipQuestion("direction", f"Which way does {n} move?", "left") for n in range(30))
     clip = QuestionedClip(clips[0].clip, (LEFT, *many, COUNT), "a")
-    samples = ClipSamples(model, [clip], questions=3, own_first=True)
+    samples = ClipSamples(model, [clip], questions=3, always=1)
     drawn = [samples._draw(clip.questions, random.Random(seed)) for seed in range(60)]
     assert all(one[0] == LEFT and len(set(one)) == 3 for one in drawn)
     assert sum(COUNT in one for one in drawn) > 30  # one of 31, and yet in most
@@ -83,6 +87,8 @@ def test_a_clip_is_asked_what_it_was_made_for_and_of_the_others_every_kind_alike
     assert sum(LEFT in plain._draw(clip.questions, random.Random(seed)) for seed in range(60)) < 30
     short = QuestionedClip(clips[0].clip, (LEFT, COUNT), "a")
     assert samples._draw(short.questions, random.Random(0)) == [LEFT, COUNT]
+    both = ClipSamples(model, [clip], questions=3, always=2)
+    assert all(both._draw(clip.questions, random.Random(seed))[:2] == [LEFT, many[0]] for seed in range(20))
 
 
 def test_words_already_said_may_be_read_wrong(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
@@ -147,6 +153,34 @@ def test_every_control_shows_another_clip(model: MultimodalModel, clips: list[Qu
     }
     assert found.blank == said(model.modalities["video"].blank)  # type: ignore[arg-type]
     assert len({tuple(texts) for texts in (found.predictions, found.blank, *found.others.values())}) > 2
+
+
+def test_answers_from_descriptions_look_at_the_clip_once_and_at_the_words_alone(
+    model: MultimodalModel, clips: list[QuestionedClip]
+) -> None:
+    asked = ask_clips(model, clips)
+    clips_looked_at: list[int] = []
+    read: list[tuple[object, ...]] = []
+    generate_all = model.generate_all
+
+    def spy(samples: Iterable[Sample], **options: Any) -> list[str]:
+        several = list(samples)
+        if several[0].media:
+            clips_looked_at.append(len(several))
+        else:
+            read.append(tuple(sample.turns[0].prompt for sample in several))
+        return generate_all(several, **options)
+
+    with patch.object(model, "generate_all", spy):
+        found = evaluate_clips(model, asked, name="described_accuracy", describe_with="Say all.", max_new_tokens=4)
+    assert clips_looked_at == [2] * 5 and [len(texts) for texts in read] == [4] * 5
+    assert len(set(read)) > 1, "controls are described anew"
+    own = [model.chat(ask(one.clip, "Say all."), max_new_tokens=DESCRIPTION_TOKENS) for one in asked]
+    assert found.predictions == [
+        model.chat([{"role": "user", "content": f"{said}\n{one.question.question}"}], max_new_tokens=4)
+        for said, one in zip(own, asked, strict=True)
+    ]
+    assert set(found.scores["described_accuracy"].controls) == {"shuffled", "blank", "middle_frame", "reversed"}
 
 
 def test_a_clip_is_encoded_once_for_all_its_questions(model: MultimodalModel, clips: list[QuestionedClip]) -> None:
