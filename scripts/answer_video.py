@@ -15,7 +15,7 @@ from multimodal.errors import UserError, run_cli
 from multimodal.messages import Message
 from multimodal.model import MultimodalModel
 from vision.clip_captions import CLIP_PROMPT
-from vision.described_answers import DESCRIPTION_TOKENS, answer_from
+from vision.described_answers import answer_from, description_options
 from vision.video_report import attention_strips
 
 
@@ -64,10 +64,9 @@ def main() -> None:
     shown += [{"type": "video", "video": clip} for clip in config.clips]
     prompt = config.describe_with or config.question
     messages: list[Message] = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
-    tokens = DESCRIPTION_TOKENS if config.describe_with else config.max_new_tokens
-    answer = model.chat(messages, num_beams=config.beams, max_new_tokens=tokens)
+    options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
+    answer = model.chat(messages, **description_options(options) if config.describe_with else options)
     if config.describe_with:
-        options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
         (answer,) = answer_from(model, [answer], [config.question], batch_size=1, **options)
     print(answer)
     if config.attention is not None and answer:

@@ -6,7 +6,7 @@ description teaches every word of it. And what a frozen decoder can do with a te
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from multimodal.batch import Sample
@@ -16,6 +16,8 @@ from vision.tiling import Tiles
 
 DESCRIPTION_TOKENS = 96
 """A description is cut off after so many."""
+DESCRIPTION_BEAMS = 3
+"""Of a description: one wrong word spoils every answer from it, and a search finds some of them."""
 Describe = Callable[[Sequence[tuple[Tiles, ...]]], list[str]]
 
 
@@ -27,14 +29,20 @@ def looks_of(pictures: Sequence[Tiles]) -> str:
     return seen.hexdigest()
 
 
+def description_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `generate` for a description: those of an answer, but longer, and searched if nothing else is said."""
+    search = {} if options.get("do_sample") else {"num_beams": DESCRIPTION_BEAMS}
+    return search | dict(options) | {"max_new_tokens": DESCRIPTION_TOKENS}
+
+
 def describer(model: MultimodalModel, prompt: str, *, batch_size: int, **options: Any) -> Describe:
     """A function from pictures, entry by entry one or several, to what the model says of each. What looks alike is
     described once, also in later calls.
 
-    Options are those of `generate`, but for the number of tokens.
+    Options are those of `generate`, as `description_options` changes them.
     """
     turns, said = Turns(model), dict[str, str]()
-    options |= {"max_new_tokens": DESCRIPTION_TOKENS}
+    options = description_options(options)
 
     def describe(shown: Sequence[tuple[Tiles, ...]]) -> list[str]:
         looks = list(map(looks_of, shown))

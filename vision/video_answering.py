@@ -20,7 +20,7 @@ from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import FrameOrder, backwards, middle_frame
 from vision.clip_pool import read_ahead
 from vision.clip_question import ClipQuestion, ClipSet, QuestionedClip, flatten, multiple_choice
-from vision.described_answers import DESCRIPTION_TOKENS, answer_from
+from vision.described_answers import answer_from, description_options
 
 REVERSED, MIDDLE = "reversed", "middle_frame"
 DESCRIBED = "described_accuracy"
@@ -151,7 +151,7 @@ def answer_clips(
     options["batch_size"] = batch_size
     numbers = list(chain.from_iterable(askings.values()))
     if describe_with:
-        described = model.generate_all(samples(), **options | {"max_new_tokens": DESCRIPTION_TOKENS})
+        described = model.generate_all(samples(), **description_options(options))
         read = [text for text, some in zip(described, askings.values(), strict=True) for _ in some]
         texts = answer_from(model, read, [questions[number] for number in numbers], **options)
     else:

@@ -8,12 +8,13 @@ import torch
 
 from multimodal.batch import Sample
 from multimodal.errors import UserError
+from multimodal.messages import Message
 from multimodal.model import MultimodalModel
 from tests.tiny_models import TILE, picture, tiny_model
 from vision.caption_pictures import caption_pictures
 from vision.captioning import DESCRIBED, DETAIL_PROMPT, Asked, answer_all, ask_scenes, evaluate_both
 from vision.captioning import evaluate_with_controls as evaluate
-from vision.described_answers import answer_from, describer
+from vision.described_answers import answer_from, describer, description_options
 from vision.image_modality import image_of
 from vision.picture import PictureSource
 
@@ -84,10 +85,11 @@ def test_answers_are_those_of_the_bare_decoder_to_the_text(model: MultimodalMode
     messages = [f"{text}\n{question}" for text, question in zip(texts, ("What is red?", "How many?"), strict=True)]
     assert found == [model.chat([{"role": "user", "content": text}], max_new_tokens=6) for text in messages]
     tiles = image_of(model).tiling.tile(picture())
-    alone = model.chat(
-        [{"role": "user", "content": [{"type": "image", "image": picture()}, SAY_ALL]}], max_new_tokens=96
-    )
-    assert describer(model, "Say all.", batch_size=4)([(tiles,), (tiles,)]) == [alone] * 2
+    shown: list[Message] = [{"role": "user", "content": [{"type": "image", "image": picture()}, SAY_ALL]}]
+    for options, meant in (({}, {"num_beams": 3}), ({"num_beams": 1}, {}), ({"num_beams": 2}, {"num_beams": 2})):
+        alone = model.chat(shown, max_new_tokens=96, **meant)
+        assert describer(model, "Say all.", batch_size=4, **options)([(tiles,), (tiles,)]) == [alone] * 2
+    assert "num_beams" not in description_options({"do_sample": True})
 
 
 def test_both_ways_are_scored_each_with_its_controls(model: MultimodalModel, painter: Painter) -> None:

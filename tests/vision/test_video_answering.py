@@ -19,7 +19,7 @@ from tests.tiny_models import ask, clip_file, tiny_video_model
 from vision.builtin_clips import BuiltinClips
 from vision.clip_frames import ClipFrames, backwards, middle_frame
 from vision.clip_question import ClipQuestion, QuestionedClip
-from vision.described_answers import DESCRIPTION_TOKENS
+from vision.described_answers import description_options
 from vision.video_answering import (
     AskedClip,
     ClipSamples,
@@ -168,14 +168,14 @@ def test_answers_from_descriptions_look_at_the_clip_once_and_at_the_words_alone(
         if several[0].media:
             clips_looked_at.append(len(several))
         else:
-            read.append(tuple(sample.turns[0].prompt for sample in several))
+            read.append(tuple(tuple(sample.turns[0].prompt) for sample in several))
         return generate_all(several, **options)
 
     with patch.object(model, "generate_all", spy):
         found = evaluate_clips(model, asked, name="described_accuracy", describe_with="Say all.", max_new_tokens=4)
     assert clips_looked_at == [2] * 5 and [len(texts) for texts in read] == [4] * 5
     assert len(set(read)) > 1, "controls are described anew"
-    own = [model.chat(ask(one.clip, "Say all."), max_new_tokens=DESCRIPTION_TOKENS) for one in asked]
+    own = [model.chat(ask(one.clip, "Say all."), **description_options({})) for one in asked]
     assert found.predictions == [
         model.chat([{"role": "user", "content": f"{said}\n{one.question.question}"}], max_new_tokens=4)
         for said, one in zip(own, asked, strict=True)
