@@ -28,7 +28,7 @@ from vision.video_answering import DESCRIBED, MIDDLE, REVERSED, AskedClip
 
 LABELS = {
     "accuracy": "open questions answered exactly",
-    DESCRIBED: "the same from its own description",
+    DESCRIBED: "open questions answered exactly from its own description",
     "choice_accuracy": "multiple choice, by letter",
     "soft_match": "words in common with the answer, F1",
     "wups_0.9": "WUPS at 0.9",
