@@ -65,9 +65,11 @@ def main() -> None:
     prompt = config.describe_with or config.question
     messages: list[Message] = [{"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}]
     options = {"num_beams": config.beams, "max_new_tokens": config.max_new_tokens}
-    answer = model.chat(messages, **description_options(options) if config.describe_with else options)
     if config.describe_with:
-        (answer,) = answer_from(model, [answer], [config.question], batch_size=1, **options)
+        description = model.chat(messages, **description_options(options))
+        (answer,) = answer_from(model, [description], [config.question], batch_size=1, **options)
+    else:
+        answer = model.chat(messages, **options)
     print(answer)
     if config.attention is not None and answer:
         config.attention.parent.mkdir(parents=True, exist_ok=True)

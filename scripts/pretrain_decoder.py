@@ -178,29 +178,22 @@ def clip_turns(rng: random.Random) -> list[tuple[str, str]]:
     return [(f"{said}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
 
 
-def scene_question(rng: random.Random) -> tuple[str, str]:
-    """One question about a scene in words that no training shows, and its answer."""
+def scene_question(rng: random.Random, say: Callable[[Scene, random.Random], str] = scene_in_words) -> tuple[str, str]:
+    """One question about a scene in words, with pairs of which adapters see no picture in training, and its answer."""
     scene = sample_scene(rng, split="held_out")
     question, answer = question_answer(scene, rng)
-    return f"{scene_in_words(scene, rng)}\n{question}", answer
-
-
-def described_question(rng: random.Random) -> tuple[str, str]:
-    """The same of a scene in the words in which adapters describe pictures."""
-    scene = sample_scene(rng, split="held_out")
-    question, answer = question_answer(scene, rng)
-    return f"{inventory(scene)}\n{question}", answer
+    return f"{say(scene, rng)}\n{question}", answer
 
 
 def clip_question(rng: random.Random) -> tuple[str, str]:
-    """The same of a clip in the words in which adapters describe clips."""
+    """The same of a clip, in the words in which adapters describe clips."""
     scene, question = clip_sample(rng.getrandbits(40), seed=1, split="held_out")
     return f"{clip_inventory(scene)}\n{question.question}", question.answer
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "scene_question_accuracy": scene_question,
-    "described_question_accuracy": described_question,
+    "described_question_accuracy": lambda rng: scene_question(rng, lambda scene, _: inventory(scene)),
     "clip_question_accuracy": clip_question,
 }
 """What is asked in the measurements, by the name of the score."""

@@ -9,7 +9,7 @@ from itertools import chain
 
 from vision.clip_language import questions_by_kind
 from vision.clip_scenes import DIRECTIONS, ClipScene, MovingObject
-from vision.clip_ways import COUNTS, VERBS
+from vision.clip_ways import VERBS, bounces
 
 CLIP_PROMPT = "Describe the video."
 CLIP_DETAIL_PROMPT = "Describe everything in the video."
@@ -44,7 +44,7 @@ def _motion(thing: MovingObject, scene: ClipScene) -> str:
     if thing.motion in DIRECTIONS:
         return f"moves {thing.motion} {thing.name}"
     if thing.motion == "bounce":
-        return f"bounces {thing.name}, {COUNTS[len(thing.way.track) - 2]} times"
+        return f"bounces {thing.name}, {bounces(thing.way)} times"
     if thing.motion == "swap":
         return f"swaps {thing.name} with {_partner(thing, scene)}"
     verbs = VERBS | {"appear": "appears", "hit": "hits", "pushed": "is hit"}
@@ -60,7 +60,7 @@ def _verb(thing: MovingObject, scene: ClipScene) -> str:
     if thing.motion in DIRECTIONS:
         return f"moves {thing.motion}"
     if thing.motion == "bounce":
-        return f"bounces {COUNTS[len(thing.way.track) - 2]} times"
+        return f"bounces {bounces(thing.way)} times"
     if thing.motion in VERBS:
         return VERBS[thing.motion]
     other = _partner(thing, scene)

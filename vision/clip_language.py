@@ -13,7 +13,7 @@ from itertools import pairwise
 from vision.clip_question import ClipQuestion
 from vision.clip_scenes import DIRECTIONS, ClipScene, Key, MovingObject, Way, reverse
 from vision.clip_stories import STORIES, sample_clip
-from vision.clip_ways import COUNTS, VERBS
+from vision.clip_ways import VERBS, bounces
 from vision.scenes import POSITIONS, Split
 
 KINDS = tuple(STORIES)
@@ -95,7 +95,7 @@ def _first_and_last(scene: ClipScene, verb: str, ordered: list[tuple[float, int]
 
 def _ask_bounces(scene: ClipScene) -> list[_Asked]:
     return [
-        (f"how many times does the {thing.name} bounce?", COUNTS[len(thing.way.track) - 2], number)
+        (f"how many times does the {thing.name} bounce?", bounces(thing.way), number)
         for number, thing in enumerate(scene.objects)
         if thing.motion == "bounce" or thing.motion in DIRECTIONS
     ]

@@ -26,6 +26,11 @@ EDGE = RADIUS + 0.01
 """How close the centre of an object comes to the edge of the picture, other than to bounce."""
 
 
+def bounces(way: Way) -> str:
+    """How often a straight or bouncing object turns back, in words."""
+    return COUNTS[len(way.track) - 2]
+
+
 def whole(rng: random.Random) -> tuple[float, float]:
     """The time of a way that takes the whole clip."""
     return rng.uniform(0, 0.05), 1 - rng.uniform(0, 0.05)

@@ -139,17 +139,18 @@ def answer_clips(
     for number, source in enumerate(shown):
         askings[asked[number if source is None else source].clip, source is None].append(number)
 
+    numbers = list(chain.from_iterable(askings.values()))
+    prompts = {key: [describe_with] if describe_with else [questions[n] for n in some] for key, some in askings.items()}
+
     def samples() -> Iterator[Sample]:
         # Threads read the next clips while the model answers about this one.
         for (clip, blank), read in read_ahead(askings, lambda key: modality.prepare(key[0], order=order)):
             frames = modality.blank(read.result()) if blank else read.result()
             frames = frames.with_features(modality.encode(frames.to(model.device)))
-            prompts = [describe_with] if describe_with else [questions[number] for number in askings[clip, blank]]
-            for prompt in prompts:
+            for prompt in prompts[clip, blank]:
                 yield Sample({"video": (frames,)}, (turns(prompt, None),))
 
     options["batch_size"] = batch_size
-    numbers = list(chain.from_iterable(askings.values()))
     if describe_with:
         described = model.generate_all(samples(), **description_options(options))
         read = [text for text, some in zip(described, askings.values(), strict=True) for _ in some]
