@@ -16,7 +16,7 @@ from multimodal.tokenizer import pieces_of
 from multimodal.turns import Turns
 from vision.attention_map import attention_heat, draw_attention, merge_tokens
 from vision.captioning import CAPTION_PROMPT
-from vision.described_answers import answer_from, describer
+from vision.described_answers import answerer
 from vision.encoder import ImageEncoder
 from vision.image_modality import image_of
 from vision.picture import PICTURE_SUFFIXES, PictureSource, open_picture
@@ -45,8 +45,8 @@ def caption_pictures(
 
     With a prompt to `describe_with` the picture is described first, and `prompt` answered from that alone.
     """
-    tiling, turn = image_of(model).tiling, Turns(model)(prompt, None)
-    describe = describer(model, describe_with, batch_size=batch_size, **options)
+    tiling = image_of(model).tiling
+    answer = answerer(model, batch_size=batch_size, describe_with=describe_with, **options)
     for start in range(0, len(pictures), batch_size):
         ready: dict[int, tuple[Tiles]] = {}
         broken: dict[int, UserError] = {}
@@ -55,12 +55,7 @@ def caption_pictures(
                 ready[i] = (tiling.tile(open_picture(picture)),)
             except UserError as error:
                 broken[i] = error
-        shown = list(ready.values())
-        if describe_with and shown:
-            texts = answer_from(model, describe(shown), [prompt] * len(shown), batch_size=batch_size, **options)
-        else:
-            samples = [Sample({"image": pictures}, (turn,)) for pictures in shown]
-            texts = model.generate(samples, **options) if samples else []
+        texts = answer(list(ready.values()), [prompt] * len(ready))
         done: dict[int, str | UserError] = dict(zip(ready, texts, strict=True)) | broken
         yield from sorted(done.items())
 

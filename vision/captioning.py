@@ -13,7 +13,7 @@ from multimodal.metrics import Evaluation, bleu4, cider_d, exact_match, with_con
 from multimodal.model import MultimodalModel
 from multimodal.turns import Turns
 from vision.caption_data import CaptionImages, ImageTextSample
-from vision.described_answers import Describe, answer_from, describer, looks_of
+from vision.described_answers import answerer, looks_of
 from vision.image_modality import image_of
 from vision.picture import open_picture
 from vision.scene_language import caption, inventory, object_f1, question_answer
@@ -161,31 +161,13 @@ def ask_captions(samples: Sequence[ImageTextSample], *, prompt: str = CAPTION_PR
     return [Asked(s.tiles, s.question or prompt, s.captions, s.id, question=bool(s.question)) for s in samples]
 
 
-def answer_all(
-    model: MultimodalModel,
-    asked: Sequence[Asked],
-    media_from: Sequence[int | None],
-    *,
-    batch_size: int,
-    describe: Describe | None = None,
-    **options: Any,
-) -> list[str]:
-    """What the model says, each sample shown the pictures of sample `media_from[i]`, or blank ones for None.
-
-    With `describe`, of `vision.described_answers`, it answers from what that says of them alone.
-    """
-    turns, image = Turns(model), image_of(model)
-    shown: list[tuple[Tiles, ...]] = [
-        tuple(map(image.blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
+def _shown(model: MultimodalModel, asked: Sequence[Asked], media_from: Sequence[int | None]) -> list[tuple[Tiles, ...]]:
+    """For each sample the pictures of sample `media_from[i]`, or blank ones for None."""
+    blank = image_of(model).blank
+    return [
+        tuple(map(blank, one.images)) if source is None else asked[source].images  # type: ignore[arg-type]
         for one, source in zip(asked, media_from, strict=True)
     ]
-    if describe is not None:
-        return answer_from(model, describe(shown), [one.prompt for one in asked], batch_size=batch_size, **options)
-    samples = [
-        Sample({"image": pictures}, (turns(one.prompt, None, media=len(pictures)),))
-        for one, pictures in zip(asked, shown, strict=True)
-    ]
-    return model.generate_all(samples, batch_size=batch_size, **options)
 
 
 def _score_captions(texts: list[str], asked: Sequence[Asked]) -> Mapping[str, float]:
@@ -222,12 +204,11 @@ def evaluate_with_controls(
     if describe_with and not answers:
         raise ValueError("captions are descriptions themselves; expected questions to answer from descriptions")
     score = partial(_score_answers, name=DESCRIBED) if describe_with else _score_answers
-    options["batch_size"] = batch_size
-    describe = describer(model, describe_with, **options) if describe_with else None
+    answer = answerer(model, batch_size=batch_size, describe_with=describe_with, **options)
     model.eval()
     return with_controls(
         score if answers else _score_captions,
-        lambda samples, media_from: answer_all(model, samples, media_from, describe=describe, **options),
+        lambda samples, media_from: answer(_shown(model, samples, media_from), [one.prompt for one in samples]),
         asked,
         random.Random(f"controls/{seed}"),
         media_of=lambda one: one.looks,

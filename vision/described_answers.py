@@ -1,4 +1,5 @@
-"""Answers to questions about pictures in two steps: the model describes what it sees, then answers from its own words.
+"""Answers to questions about pictures, at sight or in two steps: the model describes them, then answers from its own
+words.
 
 A chain of thought (Wei et al. 2022, arXiv 2201.11903; for pictures Zhang et al. 2023, arXiv 2302.00923). Answering one
 question takes finding, comparing and counting, which an adapter learns late, since a short answer teaches little; a
@@ -18,7 +19,8 @@ DESCRIPTION_TOKENS = 96
 """A description is cut off after so many."""
 DESCRIPTION_BEAMS = 3
 """Of a description: one wrong word spoils every answer from it, and a search finds some of them."""
-Describe = Callable[[Sequence[tuple[Tiles, ...]]], list[str]]
+Answer = Callable[[Sequence[tuple[Tiles, ...]], Sequence[str]], list[str]]
+"""From pictures, entry by entry one or several, and a prompt for each entry to what is said."""
 
 
 def looks_of(pictures: Sequence[Tiles]) -> str:
@@ -35,25 +37,38 @@ def description_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return search | dict(options) | {"max_new_tokens": DESCRIPTION_TOKENS}
 
 
-def describer(model: MultimodalModel, prompt: str, *, batch_size: int, **options: Any) -> Describe:
-    """A function from pictures, entry by entry one or several, to what the model says of each. What looks alike is
-    described once, also in later calls.
+def answerer(model: MultimodalModel, *, batch_size: int, describe_with: str = "", **options: Any) -> Answer:
+    """What the model says at the sight of pictures or, with a prompt to `describe_with`, from its description of them
+    alone. What looks alike is described, and asked the same, once, also in later calls: shown another's picture with
+    the same prompt, a sample is told what the other was.
 
-    Options are those of `generate`, as `description_options` changes them.
+    Options are those of `generate`, for descriptions as `description_options` changes them.
     """
-    turns, said = Turns(model), dict[str, str]()
-    options = description_options(options)
+    if not describe_with:
+        return _at_sight(model, batch_size=batch_size, **options)
+    describe = _at_sight(model, batch_size=batch_size, **description_options(options))
 
-    def describe(shown: Sequence[tuple[Tiles, ...]]) -> list[str]:
-        looks = list(map(looks_of, shown))
-        new = {look: pictures for look, pictures in zip(looks, shown, strict=True) if look not in said}
+    def answer(shown: Sequence[tuple[Tiles, ...]], prompts: Sequence[str]) -> list[str]:
+        descriptions = describe(shown, [describe_with] * len(shown))
+        return answer_from(model, descriptions, prompts, batch_size=batch_size, **options)
+
+    return answer
+
+
+def _at_sight(model: MultimodalModel, *, batch_size: int, **options: Any) -> Answer:
+    turns, said = Turns(model), dict[tuple[str, str], str]()
+
+    def answer(shown: Sequence[tuple[Tiles, ...]], prompts: Sequence[str]) -> list[str]:
+        asked = [(looks_of(pictures), prompt) for pictures, prompt in zip(shown, prompts, strict=True)]
+        new = {key: pictures for key, pictures in zip(asked, shown, strict=True) if key not in said}
         samples = [
-            Sample({"image": pictures}, (turns(prompt, None, media=len(pictures)),)) for pictures in new.values()
+            Sample({"image": pictures}, (turns(prompt, None, media=len(pictures)),))
+            for (_, prompt), pictures in new.items()
         ]
         said.update(zip(new, model.generate_all(samples, batch_size=batch_size, **options), strict=True))
-        return [said[look] for look in looks]
+        return [said[key] for key in asked]
 
-    return describe
+    return answer
 
 
 def answer_from(

@@ -25,7 +25,6 @@ from vision.captioning import (
     Asked,
     CaptionSamples,
     SceneSamples,
-    answer_all,
     ask_captions,
     ask_scenes,
     evaluate_both,
@@ -189,23 +188,6 @@ def asked_of(model: MultimodalModel, pictures: Sequence[Image.Image], texts: Seq
         Asked((prepare(image),), CAPTION_PROMPT, (text,), f"picture {i}")
         for i, (image, text) in enumerate(zip(pictures, texts, strict=True))
     ]
-
-
-def test_each_sample_is_shown_the_picture_that_it_is_to_be_shown(
-    model: MultimodalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = asked_of(model, [picture(seed=i) for i in range(5)], "abcde")
-    shown: list[torch.Tensor] = []
-
-    def generate(samples: Sequence[Sample], **options: Any) -> list[str]:
-        assert len(samples) <= 2 and options == {"num_beams": 3}
-        shown.extend(sample.media["image"][0].pixels for sample in samples)
-        return ["text"] * len(samples)
-
-    monkeypatch.setattr(model, "generate", generate)
-    assert answer_all(model, asked, [0, 3, None, 1, 1], batch_size=2, num_beams=3) == ["text"] * 5
-    for pixels, source in zip(shown, (0, 3, None, 1, 1), strict=True):
-        assert not pixels.any() if source is None else torch.equal(pixels, asked[source].images[0].pixels)
 
 
 def test_all_pictures_of_a_record_are_shown_and_none_of_them_to_its_own_control(

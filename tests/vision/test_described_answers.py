@@ -12,9 +12,9 @@ from multimodal.messages import Message
 from multimodal.model import MultimodalModel
 from tests.tiny_models import TILE, picture, tiny_model
 from vision.caption_pictures import caption_pictures
-from vision.captioning import DESCRIBED, DETAIL_PROMPT, Asked, answer_all, ask_scenes, evaluate_both
+from vision.captioning import DESCRIBED, DETAIL_PROMPT, Asked, ask_scenes, evaluate_both
 from vision.captioning import evaluate_with_controls as evaluate
-from vision.described_answers import answer_from, describer, description_options
+from vision.described_answers import answer_from, answerer, description_options, looks_of
 from vision.image_modality import image_of
 from vision.picture import PictureSource
 
@@ -67,16 +67,32 @@ def test_each_question_is_answered_from_the_description_of_the_picture_shown(
 ) -> None:
     asked = asked_about(model, [0, 0, 1, 2])
     means = [f"{one.images[0].pixels.mean():.3f}" for one in asked]
-    describe = describer(model, "Say all.", batch_size=2, max_new_tokens=5)
-    found = answer_all(model, asked, [0, 1, 3, None], batch_size=2, describe=describe, max_new_tokens=5)
+    images = [one.images for one in asked]
+    blank = tuple(map(image_of(model).blank, images[3]))
+    answer = answerer(model, describe_with="Say all.", batch_size=2, max_new_tokens=5)
     shown = [means[0], means[0], means[3], "0.000"]
-    assert found == shown
+    assert answer([images[0], images[1], images[3], blank], [one.prompt for one in asked]) == shown
     assert painter.read == [f"{mean}\nQuestion {at}?" for at, mean in enumerate(shown)]
     assert len(painter.described) == 3, "pictures that look alike are described once"
-    assert describe([asked[3].images, asked[0].images]) == [means[3], means[0]]
+    assert answer([images[3], images[0]], ["Again?"] * 2) == [means[3], means[0]]
     assert len(painter.described) == 3, "and not again for a control"
     budgets = [options["max_new_tokens"] for options in painter.options]
     assert budgets[-1] == 5 and budgets[0] > 40, "descriptions are longer than answers"
+
+
+def test_what_looks_alike_and_is_asked_alike_is_said_once(model: MultimodalModel, painter: Painter) -> None:
+    """A caption of another's picture, the shuffled control, is that picture's own caption."""
+    a, b = (one.images for one in asked_about(model, [0, 1]))
+    answer = answerer(model, batch_size=2)
+    said = answer([a, b, a, a], ["Who?", "Who?", "Who?", "What?"])
+    assert said[0] == said[2] != said[1] and len(painter.described) == 3
+    assert answer([b, a], ["Who?", "Who?"]) == [said[1], said[0]] and len(painter.described) == 3
+    captions, _ = ask_scenes(model, count=4, size=TILE, seed=2)
+    blanks = {looks_of(tuple(map(image_of(model).blank, one.images))) for one in captions}
+    painter.described.clear()
+    (found,) = evaluate_both(model, captions)
+    assert sorted(found.shuffled) == sorted(found.predictions) != found.shuffled
+    assert len(painter.described) == len(captions) + len(blanks)
 
 
 def test_answers_are_those_of_the_bare_decoder_to_the_text(model: MultimodalModel) -> None:
@@ -88,7 +104,8 @@ def test_answers_are_those_of_the_bare_decoder_to_the_text(model: MultimodalMode
     shown: list[Message] = [{"role": "user", "content": [{"type": "image", "image": picture()}, SAY_ALL]}]
     for options, meant in (({}, {"num_beams": 3}), ({"num_beams": 1}, {}), ({"num_beams": 2}, {"num_beams": 2})):
         alone = model.chat(shown, max_new_tokens=96, **meant)
-        assert describer(model, "Say all.", batch_size=4, **options)([(tiles,), (tiles,)]) == [alone] * 2
+        describe = answerer(model, batch_size=4, **description_options(options))
+        assert describe([(tiles,), (tiles,)], ["Say all."] * 2) == [alone] * 2
     assert "num_beams" not in description_options({"do_sample": True})
 
 
