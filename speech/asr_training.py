@@ -58,6 +58,8 @@ class AsrConfig:
     """Its layers whose outputs join the last hidden states, counted from 1; none for a conformer."""
     encoder_weights: Path | None = None
     """Encoder folder of `pretrain_speech_encoder`, or "builtin", whose sizes are taken."""
+    encoder_fresh_layers: int = 0
+    """So many of its last layers begin anew, as is good for CTC after BEST-RQ (`load_encoder`)."""
     adapter: SpeechAdapterConfig = field(default_factory=SpeechAdapterConfig)
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     ctc: StageConfig = field(default_factory=StageConfig)
@@ -83,6 +85,8 @@ class AsrConfig:
             raise UserError(
                 f"--encoder-weights {self.encoder_weights}: {self.encoder_name} brings its own; expected one of the two"
             )
+        if self.encoder_fresh_layers and self.encoder_weights is None:
+            raise UserError(f"--encoder-fresh-layers {self.encoder_fresh_layers}: expected --encoder-weights")
         if self.encoder_taps and not self.encoder_name:
             raise UserError(f"--encoder-taps {self.encoder_taps}: a conformer has none; expected --encoder-name")
         if self.ctc.steps and not self.ctc_settings().learning_rates["encoder"]:
@@ -149,7 +153,7 @@ def build_model(config: AsrConfig, utterances: Sequence[Utterance]) -> Multimoda
         if weights is None:
             fit_statistics(log_mel, [(u.sound, u.id) for u in utterances], seed=config.train.seed)
         else:
-            load_encoder(log_mel, encoder, weights)
+            load_encoder(log_mel, encoder, weights, fresh_layers=config.encoder_fresh_layers)
     if config.checkpointing:
         decoder.enable_gradient_checkpointing()
         speech.encoder.enable_gradient_checkpointing()

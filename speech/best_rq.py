@@ -46,6 +46,9 @@ class BestRQConfig:
     """Mel frames of a span."""
     noise: float = 0.1
     """Standard deviation of the noise in place of masked frames."""
+    without_loudness: bool = False
+    """Labels of frames that are each brought to mean 0 and deviation 1. Loudness is three quarters of the variance of
+    log-mel, and without this of what most labels say."""
     seed: int = 0
     """Of projections and codebooks."""
 
@@ -169,7 +172,7 @@ class BestRQTask(nn.Module):
         config, stack = self.config, self.encoder.config.stack
         x_BMF = trim(batch.padded, batch.lengths)
         mask_BT = mask_spans(batch.lengths, stack=stack, span=config.mask_span, probability=config.mask_probability)
-        labels_NC = self.quantizer(stack_frames(x_BMF, stack)[mask_BT])
+        labels_NC = self.labels(stack_frames(x_BMF, stack)[mask_BT])
         mask_BM = mask_BT.repeat_interleave(stack, dim=1)[:, : x_BMF.shape[1]]
         noisy_BMF = torch.where(mask_BM[..., None], config.noise * torch.randn_like(x_BMF), x_BMF)
         hidden_ND = self.encoder(noisy_BMF, batch.lengths)[mask_BT]
@@ -178,6 +181,10 @@ class BestRQTask(nn.Module):
             self.statistics.count(labels_NC)
         self.statistics.latest = (total.detach(), correct_C, len(labels_NC))
         return total, len(labels_NC)
+
+    def labels(self, x_NS: Tensor) -> Tensor:
+        """What is to be guessed, [N, C], of clean stacked features."""
+        return self.quantizer(F.layer_norm(x_NS, x_NS.shape[1:]) if self.config.without_loudness else x_NS)
 
     def log_values(self) -> dict[str, float]:
         """See `LabelStatistics.values`."""

@@ -46,15 +46,25 @@ def read_encoder_config(folder: Path) -> ConformerConfig:
         raise UserError(f"{file}: {reason}; expected a folder written by pretrain_speech_encoder") from None
 
 
-def load_encoder(log_mel: LogMel, encoder: Conformer, folder: Path) -> None:
+def load_encoder(log_mel: LogMel, encoder: Conformer, folder: Path, *, fresh_layers: int = 0) -> None:
     """Load what `save_encoder` wrote into an encoder of the same sizes and its features.
 
+    Args:
+        fresh_layers: so many of the last layers stay as they are. Those next to the heads of BEST-RQ guess codes; what
+            is said is found below them (in wav2vec 2.0: Pasad et al. 2021, arXiv 2107.04734).
+
     Raises:
-        UserError: no such file, or weights of other sizes.
+        UserError: no such file, weights of other sizes, or fewer layers.
     """
+    if not 0 <= fresh_layers <= len(encoder.layers):
+        raise UserError(f"{fresh_layers} fresh layers of an encoder that has {len(encoder.layers)}; expected no more")
     file = encoder_folder(folder, "speech_encoder") / ENCODER_FILE
     try:
-        _both(log_mel, encoder).load_state_dict(load_file(file))
+        both = _both(log_mel, encoder)
+        last = range(len(encoder.layers) - fresh_layers, len(encoder.layers))
+        fresh = tuple(f"encoder.layers.{number}." for number in last)
+        own = {name: t for name, t in both.state_dict().items() if name.startswith(fresh)}
+        both.load_state_dict(load_file(file) | own)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{file}: {reason}; expected a folder written by pretrain_speech_encoder") from None

@@ -58,12 +58,18 @@ class SpeechEncoderConfig:
     encoder: ConformerConfig = field(default_factory=ConformerConfig)
     weights: Path | None = None
     """Go on from an encoder folder, or "builtin", in its sizes."""
+    fresh_layers: int = 0
+    """So many of its last layers begin anew, as is good for CTC after BEST-RQ (`load_encoder`)."""
     best_rq: BestRQConfig = field(default_factory=BestRQConfig)
     data: SpeechDataConfig = field(default_factory=SpeechDataConfig)
     untranscribed: bool = False
     """best-rq: the source is a folder of sound without transcripts, all of which is used."""
     resume: bool = False
     """Go on from the newest checkpoint of the run folder."""
+
+    def __post_init__(self) -> None:
+        if self.fresh_layers and self.weights is None:
+            raise UserError(f"--fresh-layers {self.fresh_layers} of a new encoder; expected --weights")
 
 
 class FromWaveforms(nn.Module):
@@ -212,21 +218,20 @@ def fit_statistics(log_mel: LogMel, sounds: Sequence[tuple[Sound, str]], *, seed
     log_mel.fit_statistics(waveform_S for waveform_S in found if waveform_S is not None)
 
 
-def build_encoder(
-    config: ConformerConfig, weights: Path | None, sounds: Sequence[tuple[Sound, str]], *, seed: int
-) -> tuple[LogMel, Conformer]:
+def build_encoder(config: SpeechEncoderConfig, sounds: Sequence[tuple[Sound, str]]) -> tuple[LogMel, Conformer]:
     """Features and encoder: new, with statistics of the sounds, or those of an encoder folder.
 
     Raises:
         UserError: the folder, or every sound, cannot be read.
     """
+    seed, weights = config.train.seed, config.weights
     torch.manual_seed(seed)
-    config = config if weights is None else read_encoder_config(weights)
-    log_mel, encoder = LogMel(LogMelConfig(channels=config.mels)), Conformer(config)
+    sizes = config.encoder if weights is None else read_encoder_config(weights)
+    log_mel, encoder = LogMel(LogMelConfig(channels=sizes.mels)), Conformer(sizes)
     if weights is None:
         fit_statistics(log_mel, sounds, seed=seed)
     else:
-        load_encoder(log_mel, encoder, weights)
+        load_encoder(log_mel, encoder, weights, fresh_layers=config.fresh_layers)
     return log_mel, encoder
 
 
@@ -244,7 +249,7 @@ def train_best_rq(config: SpeechEncoderConfig, *, writers: Sequence[Writer] = WR
         sounds: list[tuple[Sound, str]] = [(FileSound(path), str(path)) for path in files]
     else:
         sounds = [(u.sound, u.id) for u in training_utterances(data, seed=config.train.seed, writers=writers)]
-    log_mel, encoder = build_encoder(config.encoder, config.weights, sounds, seed=config.train.seed)
+    log_mel, encoder = build_encoder(config, sounds)
     waveforms = Waveforms(
         sounds,
         rate=log_mel.config.rate,
@@ -354,7 +359,7 @@ def pretrain_speech_encoder(config: SpeechEncoderConfig, *, writers: Sequence[Wr
     seed, data = config.train.seed, config.data
     utterances = training_utterances(data, seed=seed, writers=writers)
     dev = dev_utterances(data, seed=seed, writers=writers)
-    log_mel, encoder = build_encoder(config.encoder, config.weights, [(u.sound, u.id) for u in utterances], seed=seed)
+    log_mel, encoder = build_encoder(config, [(u.sound, u.id) for u in utterances])
     task, samples = ctc_task(log_mel, encoder, utterances, data=data)
     result = train_transcribing(
         task,

@@ -75,6 +75,18 @@ def test_labels_do_not_depend_on_the_batch() -> None:
         assert torch.equal(together[i, : alone.shape[1]], alone[0])
 
 
+def test_labels_may_be_of_sounds_whatever_their_loudness() -> None:
+    x = torch.randn(500, 320, generator=torch.Generator().manual_seed(0))
+    louder = x * torch.linspace(0.5, 2, 500)[:, None] + torch.linspace(-3, 3, 500)[:, None]
+    plain, without = build(), build(without_loudness=True)
+    assert torch.equal(plain.labels(x), plain.quantizer(x))
+    assert (plain.labels(louder) == plain.labels(x)).float().mean() < 0.7
+    assert (without.labels(louder) == without.labels(x)).float().mean() > 0.99
+    torch.manual_seed(3)
+    losses = [task.loss(speech())[0] for task in (plain, without) if torch.manual_seed(3)]
+    assert losses[0] != losses[1], "the labels of the loss are these"
+
+
 def test_55_percent_of_the_frames_are_masked_away_from_the_edges() -> None:
     mask = mask_spans(torch.full((64,), 6000), generator=torch.Generator().manual_seed(0))
     assert mask.shape == (64, 1500)

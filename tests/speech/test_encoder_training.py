@@ -16,7 +16,13 @@ from speech.best_rq import BestRQConfig
 from speech.conformer import Conformer, ConformerConfig
 from speech.ctc import Characters
 from speech.encoder_folder import load_encoder, read_encoder_config, save_encoder
-from speech.encoder_training import CTCTask, SpeechEncoderConfig, TranscribedSamples, pretrain_speech_encoder
+from speech.encoder_training import (
+    CTCTask,
+    SpeechEncoderConfig,
+    TranscribedSamples,
+    build_encoder,
+    pretrain_speech_encoder,
+)
 from speech.features import LogMel, LogMelConfig
 from speech.speech_data import SpeechDataConfig, training_utterances
 from speech.spoken import Voice, speak
@@ -116,6 +122,26 @@ def test_an_encoder_folder_gives_the_encoder_back(tmp_path: Path) -> None:
         load_encoder(other[0], Conformer(replace(TINY, layers=2)), tmp_path)
     with pytest.raises(UserError, match="expected a folder written by pretrain_speech_encoder"):
         read_encoder_config(tmp_path / "none")
+
+
+def test_the_last_layers_may_begin_anew(folder: Path, tmp_path: Path) -> None:
+    deep = replace(TINY, layers=3)
+    saved, begun = Conformer(deep), Conformer(deep)
+    save_encoder(LogMel(LogMelConfig(channels=20)), saved, tmp_path / "encoder")
+    drawn = {name: tensor.clone() for name, tensor in begun.state_dict().items()}
+    load_encoder(LogMel(LogMelConfig(channels=20)), begun, tmp_path / "encoder", fresh_layers=1)
+    for name, tensor in begun.state_dict().items():
+        expected = drawn[name] if name.startswith("layers.2.") else saved.state_dict()[name].bfloat16().float()
+        assert torch.equal(tensor, expected), name
+    with pytest.raises(UserError, match="4 fresh layers of an encoder that has 3"):
+        load_encoder(LogMel(LogMelConfig(channels=20)), begun, tmp_path / "encoder", fresh_layers=4)
+    run = config(folder, tmp_path / "run", "ctc", steps=1)
+    with pytest.raises(UserError, match="expected --weights"):
+        replace(run, fresh_layers=1)
+    runs = {n: replace(run, weights=tmp_path / "encoder", run_dir=tmp_path / str(n), fresh_layers=n) for n in (0, 1)}
+    built = [build_encoder(one, [])[1].state_dict() for one in runs.values()]
+    changed = {name for name, tensor in built[0].items() if not torch.equal(tensor, built[1][name])}
+    assert changed and all(name.startswith("layers.2.") for name in changed)
 
 
 def test_the_builtin_encoder_hears_its_voices_apart_by_their_words() -> None:
