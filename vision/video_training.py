@@ -250,8 +250,18 @@ def _before(stage: StageConfig, config: VideoQAConfig) -> TrainConfig:
     return replace(stage.settings(config.train, rates=config.train.learning_rates), eval_every=0)
 
 
-def _check_rates(config: VideoQAConfig) -> None:
-    for rates in (s.learning_rates for s in (config.train, config.pretrain, config.simple)):
+def _check_stages(config: VideoQAConfig) -> None:
+    """What a later stage would refuse costs no training."""
+    early = {"pretrain": config.pretrain, "simple": config.simple}
+    kept = {name: stage.keep_best for name, stage in early.items() if stage.steps}
+    kept |= {} if config.data.dev_count else {"train": config.train.keep_best}
+    for name, wanted in kept.items():
+        if wanted:
+            raise UserError(
+                f"--{name}.keep-best {wanted}: nothing is evaluated there; expected it of the main stage, with "
+                "--data.dev-count"
+            )
+    for rates in (s.learning_rates for s in (config.train, *early.values())):
         moved = [part for part in IMAGE_PARTS if rates.get(part)]
         if moved:
             raise UserError(
@@ -268,7 +278,7 @@ def train_video_qa(
     Raises:
         UserError: anything the user can put right.
     """
-    _check_rates(config)
+    _check_stages(config)
     model = build_video_model(config)
     start = model.modalities_sha256()
     frozen = (model.decoder.sha256(), weights_sha256(image_of(model)))

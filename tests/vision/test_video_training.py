@@ -77,6 +77,18 @@ def test_a_dev_split_without_a_shuffled_control_is_refused_before_training(confi
     assert not (config.run_dir / "answer").exists()
 
 
+def test_keeping_the_best_of_what_is_not_evaluated_is_refused_before_training(config: VideoQAConfig) -> None:
+    simple = replace(config, simple=SimpleConfig(steps=1, clips=2))
+    for wrong, flag in (
+        (replace(simple, train=replace(config.train, keep_best="accuracy")), "train"),
+        (replace(simple, simple=SimpleConfig(steps=1, clips=2, keep_best="accuracy")), "simple"),
+        (replace(simple, pretrain=VideoPretrainConfig(steps=1, keep_best="accuracy")), "pretrain"),
+    ):
+        with pytest.raises(UserError, match=f"--{flag}.keep-best accuracy: nothing is evaluated there"):
+            train_video_qa(wrong)
+    assert not (config.run_dir / "simple").exists()
+
+
 def test_both_stages_train_the_video_parts_alone(config: VideoQAConfig) -> None:
     full = replace(
         config,
