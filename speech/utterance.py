@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class FileSound:
 
     @property
     def seconds(self) -> float:
-        """As its header says, which is read once; 0 for a file that cannot be read."""
+        """As its header or its packets say, which are read once; 0 for a file that cannot be read."""
         return self._said
 
     def waveform(self, rate: int) -> Tensor:
@@ -114,9 +114,16 @@ def _header_seconds(opened: Callable[[], BinaryIO]) -> float:
         pass
     try:
         with opened() as file, open_container(file) as container:
-            return (container.duration or 0) / 1e6
+            return (container.duration or 0) / 1e6 or _seconds_of_packets(container)
     except Exception:  # whatever it is, reading it will say so
         return 0.0
+
+
+def _seconds_of_packets(container: Any) -> float:
+    """Of a recording that does not say it, such as a live one: where its last packet ends. Nothing is decoded."""
+    stream = container.streams.audio[0]
+    ends = (packet.pts + (packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None)
+    return float((max(ends) - (stream.start_time or 0)) * stream.time_base)
 
 
 @dataclass(frozen=True)

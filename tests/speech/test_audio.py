@@ -31,9 +31,11 @@ def encoded(samples: np.ndarray, rate: int, format: str = "WAV", subtype: str | 
     return file.getvalue()
 
 
-def by_ffmpeg(path: Path, codec: str, *, rate: int = 44_100, sound: bool = True, picture: bool = False) -> Path:
-    """A stereo tone of 440 Hz, 1 s, and if wanted five black pictures."""
-    with av.open(path, "w", options={"movflags": "faststart"}) as file:
+def by_ffmpeg(
+    path: Path, codec: str, *, rate: int = 44_100, sound: bool = True, picture: bool = False, **options: str
+) -> Path:
+    """A stereo tone of 440 Hz, 1 s, and if wanted five black pictures; options are the container's."""
+    with av.open(path, "w", options={"movflags": "faststart"} | options) as file:
         # The streams are declared before anything is written.
         video = file.add_stream("mpeg4", rate=5, width=32, height=32) if picture else None
         track: Any = file.add_stream(codec, rate=rate) if sound else None

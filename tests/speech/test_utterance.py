@@ -3,13 +3,24 @@
 import random
 from pathlib import Path
 
+import av
 import pytest
 import torch
 
 from multimodal.errors import UserError
 from speech.augment import Augment
-from speech.utterance import LONGEST_SECONDS, FileSound, JoinedSounds, Reply, SoundMemory, Utterance, Waveforms
+from speech.utterance import (
+    LONGEST_SECONDS,
+    BytesSound,
+    FileSound,
+    JoinedSounds,
+    Reply,
+    SoundMemory,
+    Utterance,
+    Waveforms,
+)
 from tests.speech.made_speech import save, tone
+from tests.speech.test_audio import by_ffmpeg
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +34,15 @@ def test_the_header_says_about_how_long_it_is(sound: FileSound) -> None:
     assert joined.seconds == pytest.approx(1.25)
     waveform_S = joined.waveform(16_000)
     assert len(waveform_S) == 20_000 and not waveform_S[8_000:12_000].any() and waveform_S[12_001:].any()
+
+
+def test_a_recording_without_a_length_in_its_header_is_as_long_as_its_packets(tmp_path: Path) -> None:
+    path = by_ffmpeg(tmp_path / "live.mkv", "aac", live="1")
+    with av.open(path) as container:
+        assert container.duration is None
+    for sound in (FileSound(path), BytesSound(path.read_bytes(), "live")):
+        assert sound.seconds == pytest.approx(1.0, abs=0.1)
+    assert FileSound(by_ffmpeg(tmp_path / "silent.mkv", "aac", sound=False, picture=True, live="1")).seconds == 0
 
 
 def test_a_sound_that_is_kept_is_not_read_again_and_is_the_same(sound: FileSound, tmp_path: Path) -> None:
