@@ -5,7 +5,6 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +103,10 @@ class AskedClip:
     question: ClipQuestion
 
 
+_Shown = tuple[Path, bool, FrameOrder | None, str]
+"""A clip, or a blank one like it, its frames in some order, and a prompt."""
+
+
 def ask_clips(model: MultimodalModel, clips: Sequence[QuestionedClip], *, choice: bool = False) -> list[AskedClip]:
     """Every question about every clip that can be read, as multiple choice if so (then only those with options)."""
     video: Any = model.modalities["video"]
@@ -123,42 +126,47 @@ def answer_clips(
     *,
     order: FrameOrder | None = None,
     describe_with: str = "",
+    said: dict[_Shown, str] | None = None,
     batch_size: int,
     **options: Any,
 ) -> list[str]:
     """What the model says, each shown the clip of sample `media_from[i]` (None: blank), its frames in `order`.
 
     A clip is read and encoded once for all that is asked about it, and then let go. With a prompt to `describe_with` it
-    is described, and answers come from that alone (`vision.described_answers`).
+    is described, and answers come from that alone (`vision.described_answers`). What is in `said` is not asked again,
+    and what is said goes there: with one prompt for all, another's clip gets that clip's own answer.
     """
-    questions = [one.question.question for one in asked]
+    said = {} if said is None else said
+    shown = range(len(asked)) if media_from is None else media_from
+    wanted: list[_Shown] = [
+        (
+            asked[number if source is None else source].clip,
+            source is None,
+            order,
+            describe_with or one.question.question,
+        )
+        for number, (one, source) in enumerate(zip(asked, shown, strict=True))
+    ]
+    new: dict[tuple[Path, bool], dict[str, None]] = defaultdict(dict)  # prompts in order, none twice
+    for clip, blank, _, prompt in (key for key in wanted if key not in said):
+        new[clip, blank][prompt] = None
     modality: Any = model.modalities["video"]
     turns = Turns(model, kind="video")
-    shown = range(len(asked)) if media_from is None else media_from
-    askings: dict[tuple[Path, bool], list[int]] = defaultdict(list)
-    for number, source in enumerate(shown):
-        askings[asked[number if source is None else source].clip, source is None].append(number)
-
-    numbers = list(chain.from_iterable(askings.values()))
-    prompts = {key: [describe_with] if describe_with else [questions[n] for n in some] for key, some in askings.items()}
 
     def samples() -> Iterator[Sample]:
         # Threads read the next clips while the model answers about this one.
-        for (clip, blank), read in read_ahead(askings, lambda key: modality.prepare(key[0], order=order)):
+        for (clip, blank), read in read_ahead(new, lambda key: modality.prepare(key[0], order=order)):
             frames = modality.blank(read.result()) if blank else read.result()
             frames = frames.with_features(modality.encode(frames.to(model.device)))
-            for prompt in prompts[clip, blank]:
+            for prompt in new[clip, blank]:
                 yield Sample({"video": (frames,)}, (turns(prompt, None),))
 
     options["batch_size"] = batch_size
-    if describe_with:
-        described = model.generate_all(samples(), **description_options(options))
-        read = [text for text, some in zip(described, askings.values(), strict=True) for _ in some]
-        texts = answer_from(model, read, [questions[number] for number in numbers], **options)
-    else:
-        texts = model.generate_all(samples(), **options)
-    answers = dict(zip(numbers, texts, strict=True))
-    return [answers[number] for number in range(len(asked))]
+    texts = model.generate_all(samples(), **(description_options(options) if describe_with else options))
+    keys = [(*key, order, prompt) for key, prompts in new.items() for prompt in prompts]
+    said.update(zip(keys, texts, strict=True))
+    found = [said[key] for key in wanted]
+    return answer_from(model, found, [one.question.question for one in asked], **options) if describe_with else found
 
 
 def score_answers(
@@ -202,8 +210,10 @@ def evaluate_clips(
     wordnet = find_wordnet()
     likeness = None if wordnet is None else Likeness(wordnet)
 
+    said: dict[_Shown, str] = {}
+
     def answer(media_from: Sequence[int | None] | None = None, *, order: FrameOrder | None = None) -> list[str]:
-        return answer_clips(model, asked, media_from, order=order, batch_size=batch_size, **options)
+        return answer_clips(model, asked, media_from, order=order, said=said, batch_size=batch_size, **options)
 
     return with_controls(
         lambda texts, samples: score_answers(texts, samples, name=name, likeness=likeness),
