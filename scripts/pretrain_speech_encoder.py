@@ -3,7 +3,7 @@
 python -m scripts.pretrain_speech_encoder --config scripts/configs/speech_encoder.yaml --untranscribed \\
     --data.source FOLDER --run-dir runs/speech_encoder
 python -m scripts.pretrain_speech_encoder --config scripts/configs/speech_ctc.yaml \\
-    --data.source FOLDER --weights runs/speech_encoder/encoder --run-dir runs/ctc
+    --data.source FOLDER --weights runs/speech_encoder/encoder --fresh-layers 2 --run-dir runs/ctc
 """
 
 from multimodal.config import parse
