@@ -15,8 +15,9 @@ from multimodal.model import MultimodalModel
 from multimodal.quantization import quantization_of
 from multimodal.train.config import StageConfig
 from speech.asr import SpeechSamples, evaluate_speech, prompt_of, read_spoken, speech_of
-from speech.asr_training import AsrConfig, train_asr
+from speech.asr_training import AsrConfig, build_model, train_asr
 from speech.conformer import ConformerConfig
+from speech.encoder_folder import save_encoder
 from speech.speech_adapter import SpeechAdapterConfig
 from speech.speech_data import SpeechDataConfig, evaluation_sets, training_utterances
 from tests.speech.made_speech import save_digits
@@ -124,6 +125,21 @@ def test_it_trains_on_a_quantized_decoder_with_little_memory(
     assert quantization_of(again.decoder.lm) == "fp8" and again.decoder.sha256() == model.decoder.sha256()
     pairs = zip(again.modalities.parameters(), model.modalities.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_the_last_layers_of_an_encoder_may_begin_anew(
+    trained: tuple[AsrConfig, MultimodalModel, dict[str, float]], tmp_path: Path
+) -> None:
+    settings, model, _ = trained
+    save_encoder(speech_of(model).log_mel, speech_of(model).encoder, tmp_path)  # type: ignore[arg-type]
+    saved = speech_of(model).encoder.state_dict()
+    for fresh in (0, 1):
+        again = build_model(replace(settings, encoder_weights=tmp_path, encoder_fresh_layers=fresh), [])
+        found = speech_of(again).encoder.state_dict()
+        moved = {name.split(".")[0] for name, t in found.items() if not torch.equal(t, saved[name].bfloat16().float())}
+        assert moved == ({"layers"} if fresh else set())
+    with pytest.raises(UserError, match="--encoder-fresh-layers 1: expected --encoder-weights"):
+        replace(settings, encoder_fresh_layers=1)
 
 
 def without_reply(config: AsrConfig) -> int:
